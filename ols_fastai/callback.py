@@ -26,8 +26,7 @@ def _class_names(dls):
     if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
     return [str(o) for o in vocab]
 
-# %% ../nbs/01_callback.ipynb #ef93c8bb
-@delegates(SoftLabels.__init__, but=['n_classes'])
+# %% ../nbs/01_callback.ipynb #6735a896
 class OLSCallback(Callback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
@@ -35,6 +34,7 @@ class OLSCallback(Callback):
     end of an epoch row `y` of `S` becomes the mean probabilities of the correctly classified samples of `y`."""
     order,run_valid = GradientAccumulation.order-1,False
     _stateattrs,_model = ('_model',),None  # the weak reference can't be pickled by `learn.export`
+    @delegates(SoftLabels.__init__, but=['n_classes'])
     def __init__(self,
         alpha:float=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off
         min_lam:float=0.9, # MixUp, CutMix: an image teaches the soft labels only if at least this share of it is its own
@@ -71,7 +71,7 @@ def _bind(self:OLSCallback, model):
         raise ValueError("this OLSCallback learnt its soft labels with another network: give each Learner an OLSCallback of its own")
     self._model = weakref.ref(model)
 
-# %% ../nbs/01_callback.ipynb #cedbbed5
+# %% ../nbs/01_callback.ipynb #4f703b50
 @patch
 def _check(self:OLSCallback, pred, targ):
     "Predictions and targets that OLS can work on, or an error that says why not"
@@ -88,6 +88,7 @@ def _check(self:OLSCallback, pred, targ):
         self.labels = SoftLabels(K, **self.label_args)
     if K!=self.labels.n_classes: raise ValueError(f"the network has {K} outputs but the soft labels have {self.labels.n_classes} classes")
     self.labels.to(pred.device)
+    self.learn.soft_labels = self.labels  # after fit(cbs=OLSCallback()) nobody holds the callback
     return targ.as_subclass(Tensor).reshape(-1).long()
 
 @patch
