@@ -6,11 +6,13 @@
 __all__ = ['methods', 'Method', 'train_run', 'save_run', 'load_run', 'mean_interval', 'summary', 'compare', 'write_csv',
            'versions', 'load_comparison', 'save_pictures', 'print_summary', 'ols_compare']
 
-# %% ../nbs/08_experiment.ipynb #843803e9
+# %% ../nbs/08_experiment.ipynb #43def390
 import argparse, hashlib, inspect, json, platform, sys, time
 import timm
 from importlib.metadata import version
 from fastai.vision.all import *
+from fastai.callback.channelslast import ChannelsLast
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -35,7 +37,7 @@ methods = dict(
     ls   = Method('label smoothing', lambda eps: (CrossEntropyLossFlat(label_smoothing=eps), None)),
     ols  = Method('online label smoothing', lambda alpha: (CrossEntropyLossFlat(), OLSCallback(alpha=alpha))))
 
-# %% ../nbs/08_experiment.ipynb #3d6936fa
+# %% ../nbs/08_experiment.ipynb #921132fa
 def _digest(*fns): return hashlib.sha256(b'\0'.join(Path(o).read_bytes() for o in fns)).hexdigest()[:16]
 
 class _Advance(Callback):
@@ -57,7 +59,7 @@ def train_run(
     with no_random(seed):
         dls = list_dls(**lists, bs=s['bs'], size=s['size'], crop=s['crop'], flip=s['flip'], n_per_class=s['n_per_class'], seed=seed, num_workers=num_workers)
         loss,cb = methods[method](s)
-        learn = Learner(dls, create_model(s['arch'], len(dls.vocab), s['pretrained']), loss_func=loss, cbs=cb)
+        learn = Learner(dls, create_model(s['arch'], len(dls.vocab), s['pretrained']), loss_func=loss, cbs=[ChannelsLast(), *L(cb)])
         n = s['epochs']*len(dls.train)
         if not n: raise ValueError(f"the training set ({len(dls.train_ds)} images) is smaller than a batch of {s['bs']}: give a smaller --bs")
         bar = progress and _Advance(progress, progress.add_task(f"{methods[method].title}, seed {seed}", total=n))
@@ -85,20 +87,23 @@ def load_run(fn:Path)->tuple: # Tensors, info
             return {k: f.get_tensor(k) for k in f.keys()}, {k: json.loads(v) for k,v in f.metadata().items()}
     except Exception as e: raise ValueError(f"{fn} is damaged ({e}): remove it and run the same command again") from e
 
-# %% ../nbs/08_experiment.ipynb #284188e0
-def mean_interval(x)->str:
+# %% ../nbs/08_experiment.ipynb #ac9ee6a8
+def mean_interval(
+    x, # Values, one a seed
+    digits:int=3 # Decimals
+)->str:
     "Mean, and with two or more values the half width of its 95 % t-interval"
     x = np.asarray(x, dtype=float)
-    if len(x)<2: return f'{x.mean():.4g}'
+    if len(x)<2: return f'{x.mean():.{digits}f}'
     half = stats.t.ppf(.975, len(x)-1)*x.std(ddof=1)/len(x)**.5
-    return f'{x.mean():.4g} ± {half:.2g}'
+    return f'{x.mean():.{digits}f} ± {half:.{digits}f}'
 
 def summary(
     results:pd.DataFrame # A row a run, from `compare`
 )->pd.DataFrame: # A row a method
     "Means and intervals over seeds"
     cols = [o for o in results if o not in ('method','seed')]
-    return results.groupby('method', sort=False)[cols].agg(mean_interval)
+    return results.groupby('method', sort=False)[cols].agg(lambda x: mean_interval(x, 0 if x.name=='seconds' else 2 if x.name.endswith('%') else 3))
 
 # %% ../nbs/08_experiment.ipynb #132e7088
 def compare(
@@ -183,7 +188,7 @@ def versions()->dict:
     return dict(python=platform.python_version(), machine=platform.machine(), cores=os.cpu_count(),
                 **{o: version(o) for o in ('ols_fastai','fastai','torch','timm','opencv-python')})
 
-# %% ../nbs/08_experiment.ipynb #408e0206
+# %% ../nbs/08_experiment.ipynb #480a9eb3
 def load_comparison(
     out:str|Path, # Folder that `compare` wrote
     seed:int=0
@@ -215,13 +220,14 @@ def print_summary(
     s,n = summary(results),results.seed.nunique()
     means = results.groupby('method', sort=False).mean(numeric_only=True)
     title = 'Test set, ' + (f'mean of {n} seeds ± half of the 95 % interval' if n>1 else 'one seed: differences may be chance')
-    table = Table('method', *[Column(o, justify='right') for o in s.columns], title=title, title_justify='left')
+    # headers break where they are told to, so that the table fits 80 columns
+    table = Table('method', *[Column(o.replace(' ', '\n', 1), justify='right') for o in s.columns], title=title, title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
     for method,row in s.iterrows():
         best = {o: means[o].idxmax() if o=='accuracy %' else means[o].idxmin() for o in s.columns if o not in ('mean confidence','seconds')}
-        table.add_row(methods[method].title, *[f'[bold]{v}[/]' if best.get(k)==method else v for k,v in row.items()])
+        table.add_row(methods[method].title.replace(' ', '\n'), *[f'[bold]{v}[/]' if best.get(k)==method else v for k,v in row.items()])
     console.print(table)
 
-# %% ../nbs/08_experiment.ipynb #013de4af
+# %% ../nbs/08_experiment.ipynb #ced5a279
 def _parser():
     p = argparse.ArgumentParser('ols_compare', formatter_class=argparse.RawDescriptionHelpFormatter, description=(
         "Train the same network with hard labels, label smoothing and online label smoothing,\n"
@@ -269,7 +275,7 @@ def ols_compare(
     given = [o for o in ('train','valid','test') if getattr(a, o)]
     if a.data and (given or a.root): p.error(f"--data brings its own lists: leave out --{(given or ['root'])[0]}")
     if not a.data and len(given)<3: p.error(f"--{', --'.join(o for o in ('train','valid','test') if o not in given)} missing: give three lists, or --data brain_regions")
-    console = Console()
+    console = Console(force_jupyter=False)
     try:
         lists = {o: getattr(a, o) for o in given}
         if a.data:

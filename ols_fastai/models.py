@@ -10,7 +10,7 @@ import timm, torch
 from difflib import get_close_matches
 from fastai.vision.all import *
 
-# %% ../nbs/05_models.ipynb #ec335e0c
+# %% ../nbs/05_models.ipynb #dd0b4476
 paper_names = {'ResNet-50':'resnet50', 'MobileNetV2':'mobilenetv2_100', 'VGG-19':'vgg19'}
 
 def small_cnn(
@@ -19,7 +19,7 @@ def small_cnn(
 )->nn.Module:
     "Three stages of two convolutions each, for images of 32 to 64 pixels: about 0.3 million parameters, minutes on a CPU"
     ws = [width, 2*width, 4*width]
-    body = [l for i,(ni,nf) in enumerate(zip([3]+ws, ws)) for l in (ConvLayer(ni, nf, stride=2 if i else 1), ConvLayer(nf, nf, stride=1 if i else 2))]
+    body = [l for ni,nf in zip([3]+ws, ws) for l in (ConvLayer(ni, nf, stride=2), ConvLayer(nf, nf))]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(ws[-1], n_out))
 
 def model_name(
