@@ -14,33 +14,35 @@ from scipy.cluster.hierarchy import linkage, leaves_list
 from scipy.spatial.distance import squareform
 from .calibration import *
 
-# %% ../nbs/07_interpretation.ipynb #ae23a08a
+# %% ../nbs/07_interpretation.ipynb #6c90b14d
 def plot_reliability(
     runs:dict, # Name -> (preds (N,K), targs (N,))
     n_bins:int=15, # Bins of equal width
     title:str='Reliability of the first guess',
-    figsize:tuple=(6.4,6.4)
+    figsize:tuple=(6.4,7)
 )->plt.Figure:
     "Reliability diagram of one or more networks, with the counts in each bin"
     fig,(ax,hist) = plt.subplots(2, 1, figsize=figsize, layout='constrained', sharex=True, height_ratios=[3,1])
     ax.plot([0,1], [0,1], 'k--', lw=1, label='perfectly calibrated')
-    for i,(name,(preds,targs)) in enumerate(runs.items()):
+    top = 1
+    for name,(preds,targs) in runs.items():
         r,row = reliability(preds, targs, n_bins),calibration_row(preds, targs, n_bins)
         some,sure = r[r['count'].between(1, 9)],r[r['count']>=10]
         label = f"{name}: ECE {row[f'ECE ({n_bins} bins)']:.3f}, confidence {row['mean confidence']:.1%}, accuracy {row['accuracy %']:.1f}%"
         line, = ax.plot(sure.confidence, sure.accuracy, lw=1.5, label=label)
         ax.scatter(sure.confidence, sure.accuracy, s=np.clip(sure['count']/len(targs)*600, 8, 120), color=line.get_color(), zorder=3)
         ax.scatter(some.confidence, some.accuracy, s=16, marker='x', lw=1, color=line.get_color(), alpha=.6)
+        top = max(top, r['count'].max())
         hist.stairs(r['count'], [*r.low, 1.], color=line.get_color(), lw=1.5)
-    ax.set(ylabel='accuracy in the bin', title=title, xlim=(0,1), ylim=(0,1.02))
-    ax.legend(loc='upper left', fontsize=8)
+    ax.set(ylabel='accuracy in the bin', title=title, xlim=(0,1), ylim=(-.02,1.02))
+    fig.legend(loc='outside upper left', fontsize=9, frameon=False)
     ax.text(.98, .03, 'below the dashed line: over-confident    ×: fewer than 10 predictions', transform=ax.transAxes, ha='right', fontsize=8, color='.4')
-    hist.set(xlabel=f'confidence ({n_bins} bins)', ylabel='predictions\nin the bin', yscale='symlog', ylim=(0,None))
+    hist.set(xlabel=f'confidence ({n_bins} bins)', ylabel='predictions\nin the bin', yscale='symlog', ylim=(0,2*top))
     for a in (ax.xaxis,ax.yaxis): a.set_major_formatter(PercentFormatter(1))
     for a in (ax,hist): a.grid(alpha=.25)
     return fig
 
-# %% ../nbs/07_interpretation.ipynb #d9560c1e
+# %% ../nbs/07_interpretation.ipynb #53df72b3
 def similar_order(
     S:Tensor # (K,K) rows that sum to 1
 )->list: # K indices
@@ -63,7 +65,7 @@ def plot_soft_labels(
     side = min(max(4.5, .17*K+2.5), 24)
     fig,ax = plt.subplots(figsize=(side+1, side), layout='constrained')
     im = ax.imshow(S[np.ix_(o,o)], cmap='magma', norm=PowerNorm(.5, 0, S.max()))
-    size = 9 if K<=20 else 6.5 if K<=100 else 5
+    size = 9 if K<=20 else 7 if K<=100 else 5
     ax.set_xticks(range(K), names, rotation=90, fontsize=size); ax.set_yticks(range(K), names, fontsize=size)
     ax.set(xlabel='target probability of', ylabel='true class', title=title)
     fig.colorbar(im, ax=ax, shrink=.7, label='target probability (colours on a square-root scale)')

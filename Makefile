@@ -1,0 +1,46 @@
+# make demo   sets up and trains the same network with three kinds of labels on the embedded MRI data
+# make test   sets up and runs every test
+# make help   lists the rest
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export MPLBACKEND := Agg
+export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test export notebooks readme clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3,10) else "Python 3.10 or newer is needed, but $(PYTHON) is "+sys.version.split()[0]+": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
+	@touch $@
+
+setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that keep notebooks clean
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks; fi
+
+demo: setup ## trains on the embedded data set and writes demo/ (about 5 minutes on 2 cores)
+	$(BIN)/ols_compare --data brain_regions --arch small_cnn --size 40 --epochs 14 --out demo
+
+test: setup ## export leaves no difference, all notebooks run, all tests pass
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_project.py
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+	$(BIN)/python -m pytest tests --ignore tests/test_project.py
+
+export: setup ## notebooks -> package
+	$(BIN)/nbdev_export
+
+notebooks: setup export ## runs all notebooks and keeps their outputs
+	cd nbs && for nb in *.ipynb tutorials/*.ipynb; do test ! -e $$nb || (cd $$(dirname $$nb) && PYTHONWARNINGS=ignore $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
+	$(BIN)/nbdev_clean
+	$(MAKE) readme
+
+readme: setup ## nbs/index.ipynb -> README.md
+	$(BIN)/python tests/readme.py > README.md.part
+	mv README.md.part README.md
+
+clean: ## removes what make and the tests made, but not .venv
+	rm -rf demo .cache _proc build dist *.egg-info .pytest_cache .hypothesis
