@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from readme import readme, root
 
-def run(*args, cwd=root): return subprocess.run(args, cwd=cwd, check=True, capture_output=True, text=True).stdout
+def run(*args, cwd=root):
+    r = subprocess.run(args, cwd=cwd, capture_output=True, text=True)
+    assert r.returncode==0, f"{' '.join(args)}\n{r.stdout}\n{r.stderr}"
+    return r.stdout
 def package(): return {o.name: hashlib.sha256(o.read_bytes()).hexdigest() for o in sorted((root/'ols_fastai').glob('*.py'))}
 def notebooks(): return sorted(o for o in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 
@@ -57,7 +60,7 @@ def test_installed_wheel_runs_the_callback(wheel, tmp_path):
     script = tmp_path/'use.py'
     script.write_text('''
 import ols_fastai, torch
-from fastai.basics import *
+from fastai.vision.all import *
 from torch.utils.data import TensorDataset
 from ols_fastai.callback import OLSCallback
 ds = TensorDataset(torch.randn(64,4), torch.arange(64)%3)
