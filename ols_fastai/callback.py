@@ -29,7 +29,7 @@ def _class_names(dls):
     if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
     return [str(o) for o in vocab]
 
-# %% ../nbs/01_callback.ipynb #2dcacb26
+# %% ../nbs/01_callback.ipynb #1489531b
 class OLSCallback(Callback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
@@ -41,23 +41,28 @@ class OLSCallback(Callback):
     def __init__(self,
         alpha:float=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off
         min_lam:float=0.9, # MixUp, CutMix: an image teaches the soft labels only if at least this share of it is its own
+        warmup:int=0, # Epochs in which soft labels are learnt but only the learner's own loss is trained on
+        period:int|None=None, # Make new soft labels every so many batches, and not at the end of an epoch
         checkpoint:str|Path|None=None, # File to `save` to after every epoch
         **kwargs
     ):
         if not 0<=alpha<=1: raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        self.alpha,self.min_lam,self.checkpoint,self.label_args = alpha,min_lam,checkpoint,kwargs
+        if warmup<0: raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
+        if period is not None and period<1: raise ValueError(f"period must be at least 1 batch, got {period}")
+        self.alpha,self.min_lam,self.warmup,self.period,self.checkpoint,self.label_args = alpha,min_lam,warmup,period,checkpoint,kwargs
         SoftLabels(2, **kwargs)  # a wrong argument shows here, not after the data has been loaded
         self.labels,self.class_names,self.history,self.n_trained = None,None,[],0
-        self.learning,self.loss_args,self.mixer,self._targs,self._batch,self.n_taken = False,{},None,None,None,0
+        self.learning,self.loss_args,self.mixer,self._targs,self._batch = False,{},None,None,None
+        self.n_taken,self.n_correct,self.n_skipped,self.n_fit = 0,0,0,0
 
     @property
     def S(self):
         "The soft labels (K,K), row `y` for class `y`; None before the first batch"
         return None if self.labels is None else self.labels.S
 
-# %% ../nbs/01_callback.ipynb #715f2c6f
+# %% ../nbs/01_callback.ipynb #fc3a76c0
 @patch
-def before_fit(self:OLSCallback): self.loss_args = _loss_settings(self.learn.loss_func)
+def before_fit(self:OLSCallback): self.loss_args,self.n_fit = _loss_settings(self.learn.loss_func),0
 
 @patch
 def _check_names(self:OLSCallback):
@@ -75,8 +80,9 @@ def before_train(self:OLSCallback):
         raise ValueError("two OLSCallbacks in one fit would smooth twice: remove one (is one in Learner(cbs=) and one in fit(cbs=)?)")
     self.learning = not hasattr(self.learn, 'lr_finder')
     self.mixer = first(self.learn.cbs, lambda o: isinstance(o, MixHandler) and o.stack_y)
-    self._batch,self.n_taken = None,0
-    if self.labels is not None: self.labels.reset()
+    self._batch,self.n_taken,self.n_correct,self.n_skipped = None,0,0,0
+    # what an interrupted epoch left behind; with a period, the batches since the last update belong to the next one
+    if self.labels is not None and not self.period: self.labels.reset()
     self._check_names()
     if self.learning: self._bind(get_model(self.learn.model))
 
@@ -120,7 +126,7 @@ def after_pred(self:OLSCallback):
     targs,w = self._weights(self._check(self.learn.pred, self.learn.yb[0]))
     self._targs = targs, self.labels.rows(targs), w
 
-# %% ../nbs/01_callback.ipynb #d02890f5
+# %% ../nbs/01_callback.ipynb #0daa32f7
 @patch
 def after_loss(self:OLSCallback):
     "Add the soft term, and put this batch aside for `after_batch`"
@@ -137,10 +143,22 @@ def after_loss(self:OLSCallback):
         mixed = torch.lerp(self.labels.rows(targs1)*w1[:,None], rows*w[:,None], lam[:,None] if lam.ndim else lam)
         soft = soft_cross_entropy(z, mixed, reduction=reduction)
         keep = keep & (lam>=self.min_lam)
-    self.learn.loss_grad = self.alpha*self.learn.loss_grad + (1-self.alpha)*soft
-    self.learn.loss = self.learn.loss_grad.clone()
+    if self.n_trained>=self.warmup:
+        self.learn.loss_grad = self.alpha*self.learn.loss_grad + (1-self.alpha)*soft
+        self.learn.loss = self.learn.loss_grad.clone()
     self._targs = None
-    if self.learning: self._batch = z.detach(),targs,keep
+    if self.learning: self._batch = z.detach(),targs,self._without_padding(keep)
+
+@patch
+def _without_padding(self:OLSCallback, keep):
+    "Several processes: fastai repeats samples so that all get the same number; repeated ones must not count twice"
+    dl = self.learn.dl
+    if not hasattr(dl, 'n_padded'): return keep
+    bs = find_bs(self.learn.yb)
+    end = dl.rank*dl.n_padded//dl.world_size + dl.i  # of this batch, in the order of all processes' samples
+    extra = min(bs, max(0, end-dl.n))
+    if extra: keep = keep & (torch.arange(len(keep), device=keep.device) < (bs-extra)*(len(keep)//bs))
+    return keep
 
 @patch
 def after_batch(self:OLSCallback):
@@ -150,26 +168,51 @@ def after_batch(self:OLSCallback):
     self._batch = None  # a batch cancelled before its forward pass still gets here, with nothing new
     self.labels.accumulate(z.float().softmax(-1), targs, keep)
     self.n_taken += 1
+    if self.period and self.learn.train_iter%self.period==0: self._renew()
 
-# %% ../nbs/01_callback.ipynb #b36e5c4b
+@patch
+def _renew(self:OLSCallback):
+    "Make new soft labels of what all processes have accumulated"
+    self.labels.all_reduce()
+    self.n_correct += int(self.labels.count.sum())
+    self.n_skipped += int(self.labels.n_skipped)
+    self.labels.update()
+
+# %% ../nbs/01_callback.ipynb #b4ac6204
 @patch
 def after_epoch(self:OLSCallback):
     "Make new soft labels"
     self.after_batch()  # ShortEpochCallback and others cancel before a last batch gets to `after_batch`
     if not self.n_taken: return
     self.n_taken = 0
-    self.labels.all_reduce()
-    n_correct,n_skipped = int(self.labels.count.sum()),int(self.labels.n_skipped)
-    if n_skipped and not any(o['n_skipped'] for o in self.history):
-        warnings.warn(f"{n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`")
-    self.labels.update()
+    if not self.period: self._renew()
+    if self.n_skipped and not any(o['n_skipped'] for o in self.history):
+        warnings.warn(f"{self.n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`")
     self.n_trained += 1
+    self.n_fit += 1
     missed = self.labels.fell_back.nonzero()[:,0].tolist()
-    self.history.append(dict(epoch=self.n_trained, **self.labels.stats(), n_correct=n_correct, n_skipped=n_skipped,
+    self.history.append(dict(epoch=self.n_trained, **self.labels.stats(), n_correct=self.n_correct, n_skipped=self.n_skipped,
                              fell_back=[self.class_names[o] for o in missed] if self.class_names else missed))
     if self.checkpoint and not rank_distrib(): self.save(self.checkpoint)
 
-# %% ../nbs/01_callback.ipynb #fc32d10c
+@patch
+def after_fit(self:OLSCallback):
+    "Say which classes never learnt"
+    if not self.n_fit: return
+    self.n_fit,missed = 0,self.history[-1]['fell_back']
+    if missed: warnings.warn(f"{len(missed)} of {self.labels.n_classes} classes had too few correct samples in the last epoch and have "
+                             f"{self.label_args.get('fallback', 'uniform')!r} soft labels: {', '.join(map(str, missed[:10]))}{' ...' if len(missed)>10 else ''}")
+
+# %% ../nbs/01_callback.ipynb #72d2b3a2
+@patch
+def metrics(self:OLSCallback)->list:
+    "Metrics for `Learner(metrics=)`: mean diagonal and entropy of the soft labels, and how many classes fell back"
+    return [ValueMetric(partial(self._stat, k), f'S_{k}') for k in ('diagonal','entropy','n_fell_back')]
+
+@patch
+def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is not None else float('nan')
+
+# %% ../nbs/01_callback.ipynb #b8705c74
 def save_tensors(
     fn:str|Path, # File to write; its folder must exist
     tensors:dict, # Name -> tensor
@@ -194,17 +237,17 @@ def load_tensors(fn:str|Path)->tuple: # Tensors, info
 def save(self:OLSCallback, fn:str|Path):
     "Write the soft labels and what they were learnt with. Raises `ValueError` if there are none yet"
     if self.labels is None: raise ValueError("nothing to save: this OLSCallback has not seen a batch yet")
-    info = dict(n_classes=self.labels.n_classes, class_names=self.class_names, alpha=self.alpha, min_lam=self.min_lam, label_args=self.label_args,
-                n_trained=self.n_trained, history=self.history, version=version('ols_fastai'))
-    save_tensors(fn, dict(S=self.labels.S, fell_back=self.labels.fell_back), info)
+    info = dict(n_classes=self.labels.n_classes, class_names=self.class_names, args={k: getattr(self, k) for k in ('alpha','min_lam','warmup','period')},
+                label_args=self.label_args, n_trained=self.n_trained, history=self.history, version=version('ols_fastai'))
+    save_tensors(fn, self.labels.learnt(), info)
 
 @patch(cls_method=True)
 def load(cls:OLSCallback, fn:str|Path, **kwargs)->OLSCallback: # `kwargs` replace what was saved, e.g. `checkpoint`
     "Read what `save` wrote, to go on with training. Raises `FileNotFoundError`, or `ValueError` for a damaged file"
     tensors,info = load_tensors(fn)
-    try: cb = cls(**{**dict(alpha=info['alpha'], min_lam=info['min_lam']), **info['label_args'], **kwargs})
+    try: cb = cls(**{**info['args'], **info['label_args'], **kwargs})
     except KeyError as e: raise ValueError(f"{fn} holds no soft labels: {e} is missing") from e
     cb.labels = SoftLabels(info['n_classes'], **cb.label_args)
-    cb.labels.S.copy_(tensors['S']); cb.labels.fell_back.copy_(tensors['fell_back'])
+    for k,v in cb.labels.learnt().items(): v.copy_(tensors[k])
     cb.class_names,cb.n_trained,cb.history = info['class_names'],info['n_trained'],info['history']
     return cb

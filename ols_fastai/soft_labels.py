@@ -10,7 +10,7 @@ import torch, torch.nn.functional as F
 import torch.distributed as dist
 from torch import nn, Tensor
 
-# %% ../nbs/00_soft_labels.ipynb #4e2ebb68
+# %% ../nbs/00_soft_labels.ipynb #2e1be7fd
 def base_rows(
     classes:Tensor, # (M,) classes to make rows for, integers in 0..K-1
     n_classes:int, # K
@@ -21,7 +21,9 @@ def base_rows(
     smooth = dict(uniform=1., hard=0., ls=eps)
     if kind not in smooth: raise ValueError(f"unknown kind of rows {kind!r}: choose one of {', '.join(map(repr, smooth))}")
     e = smooth[kind]
-    return (1-e)*F.one_hot(classes, n_classes).float() + e/n_classes
+    rows = torch.full((len(classes),n_classes), e/n_classes, device=classes.device)
+    rows.scatter_(1, classes[:,None], 1-e+e/n_classes)  # in place: a one-hot matrix of integers would take twice the memory of `S`
+    return rows
 
 # %% ../nbs/00_soft_labels.ipynb #a6158b73
 def soft_cross_entropy(
@@ -39,7 +41,7 @@ def soft_cross_entropy(
     if reduction=='sum': return loss.sum()
     return loss.mean() if weight is None else loss.sum()/weight.sum()
 
-# %% ../nbs/00_soft_labels.ipynb #35dc2608
+# %% ../nbs/00_soft_labels.ipynb #561ab9e1
 class SoftLabels(nn.Module):
     """Soft labels learnt online: row `y` of `S` is the target distribution of class `y` (Zhang et al. 2021, Eqs. 4-5).
 
@@ -51,26 +53,49 @@ class SoftLabels(nn.Module):
         eps:float=0.1, # Smoothing of 'ls' rows
         momentum:float=0., # Share of the old row that is kept at an update; 0 is the paper's plain replacement
         min_count:int=1, # Samples that a class needs in an epoch to learn a row
-        correct_only:bool=True # Learn from correctly classified samples alone, as the paper does?
+        correct_only:bool=True, # Learn from correctly classified samples alone, as the paper does?
+        top_k:int|None=None # Keep just the largest so many entries of a row, and spread the rest evenly: for very large K
     ):
         super().__init__()
         if n_classes<2: raise ValueError(f"soft labels need at least 2 classes, got {n_classes}")
         if not 0<=momentum<1: raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if min_count<1: raise ValueError(f"min_count must be at least 1, got {min_count}")
         if not 0<=eps<=1: raise ValueError(f"eps must be in [0, 1], got {eps}")
-        self.n_classes,self.fallback,self.eps = n_classes,fallback,eps
+        if top_k is not None and top_k<1: raise ValueError(f"top_k must be at least 1, got {top_k}")
+        self.n_classes,self.fallback,self.eps,self.top_k = n_classes,fallback,eps,top_k
         self.momentum,self.min_count,self.correct_only = momentum,min_count,correct_only
         ys = torch.arange(n_classes)
         if fallback!='previous': base_rows(ys[:1], n_classes, fallback, eps)  # an unknown kind shows now, not after the first epoch
-        self.register_buffer('S', base_rows(ys, n_classes, init, eps))
+        self._store(base_rows(ys, n_classes, init, eps))
         self.register_buffer('total', torch.zeros(n_classes, n_classes))
         self.register_buffer('count', torch.zeros(n_classes, dtype=torch.long))
         self.register_buffer('n_skipped', torch.zeros((), dtype=torch.long))
         self.register_buffer('fell_back', torch.zeros(n_classes, dtype=torch.bool))
 
+    def _store(self, S):
+        "Keep `S` whole, or as the largest entries of each row and the mean of the others"
+        if self.top_k is None or self.top_k>=self.n_classes-1: return self.register_buffer('dense', S)
+        p,idx = S.topk(self.top_k)
+        self.register_buffer('top_p', p); self.register_buffer('top_idx', idx)
+        self.register_buffer('tail', (1-p.sum(1, keepdim=True)).clamp(min=0)/(self.n_classes-self.top_k))
+
+    def _rows(self, targs):
+        if hasattr(self, 'dense'): return self.dense.index_select(0, targs)
+        rows = self.tail.index_select(0, targs).repeat(1, self.n_classes)
+        return rows.scatter_(1, self.top_idx.index_select(0, targs), self.top_p.index_select(0, targs))
+
+    @property
+    def S(self):
+        "The soft labels (K,K), row `y` for class `y`"
+        return self.dense if hasattr(self, 'dense') else self._rows(torch.arange(self.n_classes, device=self.tail.device))
+
+    def learnt(self)->dict:
+        "The buffers that hold the soft labels, without those that accumulate"
+        return {k: v for k,v in self.named_buffers() if k in ('dense','top_p','top_idx','tail','fell_back')}
+
     def extra_repr(self): return f"n_classes={self.n_classes}, fallback={self.fallback!r}, momentum={self.momentum}"
 
-# %% ../nbs/00_soft_labels.ipynb #711b1ec3
+# %% ../nbs/00_soft_labels.ipynb #6f011718
 from fastcore.basics import patch
 
 @patch
@@ -78,7 +103,7 @@ def rows(self:SoftLabels,
     targs:Tensor # (N,) true classes, integers in 0..K-1
 )->Tensor: # (N,K)
     "The target distribution of each sample. Raises `IndexError` naming the labels that are not in 0..K-1"
-    try: return self.S.index_select(0, targs)
+    try: return self._rows(targs)
     except (IndexError, RuntimeError) as e:
         bad = sorted({o for o in targs.tolist() if not 0<=o<self.n_classes})
         if not bad: raise
@@ -103,19 +128,21 @@ def accumulate(self:SoftLabels,
     self.total.index_add_(0, targs, preds.masked_fill(~keep[:,None], 0.))
     self.count.index_add_(0, targs, keep.long())
 
-# %% ../nbs/00_soft_labels.ipynb #c7d8f2c3
+# %% ../nbs/00_soft_labels.ipynb #58ba69c1
 @patch
 @torch.no_grad()
 def update(self:SoftLabels):
     "Make `S` of what was accumulated, and start to accumulate anew"
-    learnt = self.count>=self.min_count
-    miss = (~learnt).nonzero()[:,0]
-    previous = self.S[miss]
+    miss = (self.count<self.min_count).nonzero()[:,0]
+    previous = self.rows(miss) if self.fallback=='previous' else None
     new = self.total.div_(self.total.sum(1, keepdim=True).clamp(min=1e-12))
     if self.momentum: new.lerp_(self.S, self.momentum)
-    new[miss] = previous if self.fallback=='previous' else base_rows(miss, self.n_classes, self.fallback, self.eps)
-    self.S,self.total = new,self.S  # swapped, not copied: at K=21,841 a third matrix is 1.9 GB
-    self.fell_back = ~learnt
+    new[miss] = base_rows(miss, self.n_classes, self.fallback, self.eps) if previous is None else previous
+    old = getattr(self, 'dense', None)
+    self._store(new)
+    # the old matrix becomes the next accumulator: at K=21,841 a third one would be 1.9 GB
+    self.total = torch.zeros_like(new) if old is None else old
+    self.fell_back = torch.zeros_like(self.fell_back).index_fill_(0, miss, True)
     self.reset()
 
 @patch

@@ -1,0 +1,26 @@
+"One of two processes of tests/test_distributed.py: torchrun --nproc_per_node 2 distrib_worker.py OUT"
+import sys, torch
+from fastai.basics import *
+from fastai.distributed import *
+from conftest import K, toy_data, toy_learner
+from ols_fastai.callback import OLSCallback
+
+def broadcast_cpu(self, t, rank):  # fastai's goes through .cuda()
+    t = torch.LongTensor(t)
+    torch.distributed.broadcast(t, rank)
+    return t.tolist()
+DistributedDL._broadcast = broadcast_cpu
+
+class Watch(Callback):
+    order,run_valid = 99,False
+    def before_backward(self): batches.append((self.epoch, self.pred.detach().softmax(1), self.y.as_subclass(torch.Tensor)))
+    def after_epoch(self): S.append(cb.S.clone())
+
+if __name__=='__main__':
+    x,y = toy_data(101)
+    y,order = y.sort()   # the first process alone sees the first classes
+    batches,S,cb = [],[],OLSCallback(checkpoint=f'{sys.argv[1]}/ols.safetensors')
+    learn = toy_learner(data=(x[order],y), bs=10, shuffle=False)
+    with learn.distrib_ctx(sync_bn=False, cpu=True):
+        learn.fit(2, cbs=[cb,Watch()])
+        torch.save(dict(S=S, batches=batches, history=cb.history, world=num_distrib()), f'{sys.argv[1]}/{rank_distrib()}.pt')
