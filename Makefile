@@ -8,7 +8,7 @@ export MPLBACKEND := Agg
 export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test export notebooks readme clean
+.PHONY: help setup demo test test-newest mutate export notebooks readme clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,20 @@ test: setup ## export leaves no difference, all notebooks run, all tests pass
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_project.py
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/python -m pytest tests --ignore tests/test_project.py
+
+# The newest fastai needs fastcore 2, which nbdev 2 does not work with: an environment of its own, that borrows torch and the rest from the first.
+.venv-newest/installed: $(VENV)/installed
+	$(PYTHON) -m venv .venv-newest
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(.venv-newest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth
+	.venv-newest/bin/python -m pip install --quiet --no-deps --upgrade fastai fastcore fasttransform fastprogress fastdownload
+	@touch $@
+
+test-newest: setup .venv-newest/installed ## the tests in tests/ with the newest fastai
+	.venv-newest/bin/python -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
+	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests --ignore tests/test_project.py
+
+mutate: setup ## breaks the package by one line at a time, and sees the tests go red (half an hour)
+	$(BIN)/python tests/mutate.py
 
 export: setup ## notebooks -> package
 	$(BIN)/nbdev_export

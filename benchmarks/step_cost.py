@@ -1,0 +1,92 @@
+"""What OLSCallback adds to a training step, and its update against two other ways to write it.
+
+    python benchmarks/step_cost.py        # about 10 minutes; writes benchmarks/step_cost.csv
+
+Ratios within one run, medians over 5 alternating rounds. Peers are written here from their description (docs of the method, section 1):
+`loop` goes over the samples of a batch one by one; `columns` selects the correct samples with a mask and adds their probabilities with
+index_add_ to the columns of the accumulator.
+"""
+import csv, statistics, sys, time
+from pathlib import Path
+import torch, torch.nn.functional as F
+from torch.utils.data import TensorDataset
+from fastai.basics import *
+from fastai.callback.progress import ProgressCallback
+from fastai.losses import CrossEntropyLossFlat
+from ols_fastai.callback import OLSCallback
+from ols_fastai.experiment import versions
+from ols_fastai.models import small_cnn
+from ols_fastai.soft_labels import SoftLabels, soft_cross_entropy
+
+rounds = 5
+
+def seconds(f, n):
+    start = time.perf_counter()
+    for _ in range(n): f()
+    return (time.perf_counter()-start)/n
+
+def alternate(fs, n):
+    "Median seconds a call of each of `fs`, measured in turns"
+    for f in fs.values(): f()
+    times = {k: [] for k in fs}
+    for _ in range(rounds):
+        for k,f in fs.items(): times[k].append(seconds(f, n))
+    return {k: statistics.median(v) for k,v in times.items()}, times
+
+def steps(K, n_batches=40, bs=64):
+    "One epoch of a small CNN at 32 px through fastai's loop, with and without the callback"
+    x,y = torch.randn(n_batches*bs, 3, 32, 32),torch.randint(0, K, (n_batches*bs,))
+    dls = DataLoaders(DataLoader(TensorDataset(x,y), bs=bs, num_workers=0), DataLoader(TensorDataset(x[:bs],y[:bs]), bs=bs, num_workers=0), device='cpu')
+    def learner():
+        learn = Learner(dls, small_cnn(K), loss_func=CrossEntropyLossFlat(), opt_func=SGD)
+        learn.remove_cb(ProgressCallback); learn.logger,learn.create_mbar = noop,False
+        learn._do_epoch_validate = noop
+        return learn
+    plain,ols,cb = learner(),learner(),OLSCallback(fallback='hard')
+    return alternate({'plain': lambda: plain.fit(1), 'OLSCallback': lambda: ols.fit(1, cbs=cb)}, 1)
+
+def updates(K, bs):
+    "The loss with its gradient, and the accumulation, of one batch"
+    z0,y = torch.randn(bs, K)*3,torch.randint(0, K, (bs,))
+    z0[torch.arange(bs),y] += 6       # mostly right, as in training
+    S = torch.full((K,K), 1/K)
+    sl,total,count = SoftLabels(K),torch.zeros(K, K),torch.zeros(K)
+    def ours():
+        z = z0.clone().requires_grad_()
+        soft_cross_entropy(z, sl.rows(y)).backward()
+        sl.accumulate(z.detach().softmax(-1), y)
+    def loop():
+        z = z0.clone().requires_grad_()
+        (-(S[y]*F.log_softmax(z, -1)).sum(-1)).mean().backward()
+        p = z.detach().softmax(-1)
+        guess = p.argmax(-1)
+        for i in range(bs):
+            if guess[i]==y[i]:
+                total[:,y[i]] += p[i]
+                count[y[i]] += 1
+    def columns():
+        z = z0.clone().requires_grad_()
+        (-(S.t()[y]*F.log_softmax(z, -1)).sum(-1)).mean().backward()
+        p = z.detach().softmax(-1)
+        right = p.argmax(-1)==y
+        total.index_add_(1, y[right], p[right].t().contiguous())
+        count.index_add_(0, y[right], torch.ones_like(y[right], dtype=torch.float))
+    return alternate(dict(ours=ours, loop=loop, columns=columns), 3 if K>=10_000 else 30)
+
+def main():
+    rows = []
+    def add(what, K, bs, median, times):
+        base = median.get('plain', median.get('ours'))
+        for k,v in median.items():
+            rows.append(dict(what=what, K=K, batch=bs, way=k, ms=round(1000*v, 4), ratio=round(v/base, 3), lowest_ms=round(1000*min(times[k]), 4), highest_ms=round(1000*max(times[k]), 4)))
+            print(rows[-1], flush=True)
+    for K in (165,1000): add('epoch of 40 steps', K, 64, *steps(K))
+    for K in (100,165,1000,10_000):
+        for bs in (64,256): add('update and loss', K, bs, *updates(K, bs))
+    out = Path(__file__).with_suffix('.csv')
+    with out.open('w', newline='') as f:
+        w = csv.DictWriter(f, [*rows[0], 'versions']); w.writeheader()
+        for o in rows: w.writerow({**o, 'versions': versions()})
+    print(out)
+
+if __name__=='__main__': main()
