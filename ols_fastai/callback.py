@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OLSCallback', 'save_tensors', 'load_tensors']
 
-# %% ../nbs/01_callback.ipynb #c5f8159f
+# %% ../nbs/01_callback.ipynb #52e58ce6
 import json, warnings, weakref
+from types import SimpleNamespace
 from importlib.metadata import version
 from fastai.basics import *
 from fastai.callback.mixup import MixHandler
@@ -29,7 +30,7 @@ def _class_names(dls):
     if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
     return [str(o) for o in vocab]
 
-# %% ../nbs/01_callback.ipynb #1489531b
+# %% ../nbs/01_callback.ipynb #d643f8f3
 class OLSCallback(Callback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
@@ -52,15 +53,16 @@ class OLSCallback(Callback):
         self.alpha,self.min_lam,self.warmup,self.period,self.checkpoint,self.label_args = alpha,min_lam,warmup,period,checkpoint,kwargs
         SoftLabels(2, **kwargs)  # a wrong argument shows here, not after the data has been loaded
         self.labels,self.class_names,self.history,self.n_trained = None,None,[],0
-        self.learning,self.loss_args,self.mixer,self._targs,self._batch = False,{},None,None,None
-        self.n_taken,self.n_correct,self.n_skipped,self.n_fit = 0,0,0,0
+        self.learning,self.loss_args,self.mixer,self.n_correct,self.n_skipped,self.n_fit = False,{},None,0,0,0
+        # what changes in every batch: fastai looks through learner and model whenever a callback's own attribute is set
+        self.now = SimpleNamespace(targs=None, batch=None, n_taken=0)
 
     @property
     def S(self):
         "The soft labels (K,K), row `y` for class `y`; None before the first batch"
         return None if self.labels is None else self.labels.S
 
-# %% ../nbs/01_callback.ipynb #fc3a76c0
+# %% ../nbs/01_callback.ipynb #7dda9d0e
 @patch
 def before_fit(self:OLSCallback): self.loss_args,self.n_fit = _loss_settings(self.learn.loss_func),0
 
@@ -80,7 +82,8 @@ def before_train(self:OLSCallback):
         raise ValueError("two OLSCallbacks in one fit would smooth twice: remove one (is one in Learner(cbs=) and one in fit(cbs=)?)")
     self.learning = not hasattr(self.learn, 'lr_finder')
     self.mixer = first(self.learn.cbs, lambda o: isinstance(o, MixHandler) and o.stack_y)
-    self._batch,self.n_taken,self.n_correct,self.n_skipped = None,0,0,0
+    self.now.targs,self.now.batch,self.now.n_taken = None,None,0
+    self.n_correct,self.n_skipped = 0,0
     # what an interrupted epoch left behind; with a period, the batches since the last update belong to the next one
     if self.labels is not None and not self.period: self.labels.reset()
     self._check_names()
@@ -92,7 +95,7 @@ def _bind(self:OLSCallback, model):
         raise ValueError("this OLSCallback learnt its soft labels with another network: give each Learner an OLSCallback of its own")
     self._model = weakref.ref(model)
 
-# %% ../nbs/01_callback.ipynb #07e2c7ce
+# %% ../nbs/01_callback.ipynb #e80d60ca
 @patch
 def _check(self:OLSCallback, pred, targ):
     "Predictions and targets that OLS can work on, or an error that says why not"
@@ -107,8 +110,7 @@ def _check(self:OLSCallback, pred, targ):
             raise ValueError(f"the network has {K} outputs but the data has {len(self.class_names)} classes: build the network with n_out={len(self.class_names)}")
         self.labels = SoftLabels(K, **self.label_args)
     if K!=self.labels.n_classes: raise ValueError(f"the network has {K} outputs but the soft labels have {self.labels.n_classes} classes")
-    self.labels.to(pred.device)
-    self.learn.soft_labels = self.labels  # after fit(cbs=OLSCallback()) nobody holds the callback
+    if self.labels.counts.device!=pred.device: self.labels.to(pred.device)
     return targ.as_subclass(Tensor).reshape(-1).long()
 
 @patch
@@ -121,19 +123,19 @@ def _weights(self:OLSCallback, targs):
 @patch
 def after_pred(self:OLSCallback):
     "Look the targets up before the learner's loss is called, so that a wrong label is named"
-    self._targs = None
+    self.now.targs = None
     if not len(self.learn.yb): return
     targs,w = self._weights(self._check(self.learn.pred, self.learn.yb[0]))
-    self._targs = targs, self.labels.rows(targs), w
+    self.now.targs = targs, self.labels.rows(targs), w
 
-# %% ../nbs/01_callback.ipynb #0daa32f7
+# %% ../nbs/01_callback.ipynb #464bb9f9
 @patch
 def after_loss(self:OLSCallback):
     "Add the soft term, and put this batch aside for `after_batch`"
-    if self._targs is None: return
+    if self.now.targs is None: return
     pred,axis,reduction = self.learn.pred.as_subclass(Tensor),self.loss_args['axis'],self.loss_args['reduction']
     z = pred.movedim(axis, -1).flatten(0, -2)
-    targs,rows,w = self._targs
+    targs,rows,w = self.now.targs
     keep = w>0
     if self.mixer is None: soft = soft_cross_entropy(z, rows, w, reduction)
     else:
@@ -146,8 +148,8 @@ def after_loss(self:OLSCallback):
     if self.n_trained>=self.warmup:
         self.learn.loss_grad = self.alpha*self.learn.loss_grad + (1-self.alpha)*soft
         self.learn.loss = self.learn.loss_grad.clone()
-    self._targs = None
-    if self.learning: self._batch = z.detach(),targs,self._without_padding(keep)
+    self.now.targs = None
+    if self.learning: self.now.batch = z.detach(),targs,self._without_padding(keep)
 
 @patch
 def _without_padding(self:OLSCallback, keep):
@@ -163,11 +165,11 @@ def _without_padding(self:OLSCallback, keep):
 @patch
 def after_batch(self:OLSCallback):
     "Accumulate the predictions of the batch, once"
-    if self._batch is None: return
-    z,targs,keep = self._batch
-    self._batch = None  # a batch cancelled before its forward pass still gets here, with nothing new
+    if self.now.batch is None: return
+    z,targs,keep = self.now.batch
+    self.now.batch = None  # a batch cancelled before its forward pass still gets here, with nothing new
     self.labels.accumulate(z.float().softmax(-1), targs, keep)
-    self.n_taken += 1
+    self.now.n_taken += 1
     if self.period and self.learn.train_iter%self.period==0: self._renew()
 
 @patch
@@ -178,18 +180,19 @@ def _renew(self:OLSCallback):
     self.n_skipped += int(self.labels.n_skipped)
     self.labels.update()
 
-# %% ../nbs/01_callback.ipynb #b4ac6204
+# %% ../nbs/01_callback.ipynb #b71cdc77
 @patch
 def after_epoch(self:OLSCallback):
     "Make new soft labels"
     self.after_batch()  # ShortEpochCallback and others cancel before a last batch gets to `after_batch`
-    if not self.n_taken: return
-    self.n_taken = 0
+    if not self.now.n_taken: return
+    self.now.n_taken = 0
     if not self.period: self._renew()
     if self.n_skipped and not any(o['n_skipped'] for o in self.history):
         warnings.warn(f"{self.n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`")
     self.n_trained += 1
     self.n_fit += 1
+    self.learn.soft_labels = self.labels  # after fit(cbs=OLSCallback()) nobody holds the callback
     missed = self.labels.fell_back.nonzero()[:,0].tolist()
     self.history.append(dict(epoch=self.n_trained, **self.labels.stats(), n_correct=self.n_correct, n_skipped=self.n_skipped,
                              fell_back=[self.class_names[o] for o in missed] if self.class_names else missed))

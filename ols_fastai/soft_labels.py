@@ -25,7 +25,7 @@ def base_rows(
     rows.scatter_(1, classes[:,None], 1-e+e/n_classes)  # in place: a one-hot matrix of integers would take twice the memory of `S`
     return rows
 
-# %% ../nbs/00_soft_labels.ipynb #a6158b73
+# %% ../nbs/00_soft_labels.ipynb #f3a6536f
 def soft_cross_entropy(
     logits:Tensor, # (N,K) raw scores; computed on in fp32 (or fp64)
     rows:Tensor, # (N,K) target distribution of each sample
@@ -35,17 +35,18 @@ def soft_cross_entropy(
     "Cross-entropy against soft targets, $-\\sum_k q_k \\log\\mathrm{softmax}(z)_k$ (Zhang et al. 2021, Eq. 3)"
     if reduction not in ('mean','sum','none'): raise ValueError(f"unknown reduction {reduction!r}: choose 'mean', 'sum' or 'none'")
     if logits.dtype!=torch.float64: logits = logits.float()
-    loss = -(rows*logits.log_softmax(-1)).sum(-1)
+    loss = F.cross_entropy(logits, rows, reduction='none')
     if weight is not None: loss = (loss*weight).masked_fill(weight==0, 0.)
     if reduction=='none': return loss
     if reduction=='sum': return loss.sum()
     return loss.mean() if weight is None else loss.sum()/weight.sum()
 
-# %% ../nbs/00_soft_labels.ipynb #561ab9e1
+# %% ../nbs/00_soft_labels.ipynb #01256937
 class SoftLabels(nn.Module):
     """Soft labels learnt online: row `y` of `S` is the target distribution of class `y` (Zhang et al. 2021, Eqs. 4-5).
 
-    `S` (K,K) is what the loss reads now; `total` (K,K) and `count` (K,) collect what the next `S` is made of."""
+    `S` (K,K) is what the loss reads now; `total` (K,K) and `count` (K,) collect what the next `S` is made of. Both are parts of longer
+    accumulators: row K takes the samples that do not count, row K+1 those whose prediction is not finite."""
     def __init__(self,
         n_classes:int, # K, at least 2
         init:str='uniform', # Rows of the first epoch, see `base_rows`
@@ -67,14 +68,15 @@ class SoftLabels(nn.Module):
         ys = torch.arange(n_classes)
         if fallback!='previous': base_rows(ys[:1], n_classes, fallback, eps)  # an unknown kind shows now, not after the first epoch
         self._store(base_rows(ys, n_classes, init, eps))
-        self.register_buffer('total', torch.zeros(n_classes, n_classes))
-        self.register_buffer('count', torch.zeros(n_classes, dtype=torch.long))
-        self.register_buffer('n_skipped', torch.zeros((), dtype=torch.long))
+        self.register_buffer('sums', torch.zeros(n_classes+2, n_classes))
+        self.register_buffer('counts', torch.zeros(n_classes+2, dtype=torch.long))
         self.register_buffer('fell_back', torch.zeros(n_classes, dtype=torch.bool))
 
     def _store(self, S):
         "Keep `S` whole, or as the largest entries of each row and the mean of the others"
-        if self.top_k is None or self.top_k>=self.n_classes-1: return self.register_buffer('dense', S)
+        if self.top_k is None or self.top_k>=self.n_classes-1:
+            # copied in place, for at K=21,841 a third matrix would be 1.9 GB
+            return self.dense.copy_(S) if hasattr(self, 'dense') else self.register_buffer('dense', S)
         p,idx = S.topk(self.top_k)
         self.register_buffer('top_p', p); self.register_buffer('top_idx', idx)
         self.register_buffer('tail', (1-p.sum(1, keepdim=True)).clamp(min=0)/(self.n_classes-self.top_k))
@@ -83,6 +85,21 @@ class SoftLabels(nn.Module):
         if hasattr(self, 'dense'): return self.dense.index_select(0, targs)
         rows = self.tail.index_select(0, targs).repeat(1, self.n_classes)
         return rows.scatter_(1, self.top_idx.index_select(0, targs), self.top_p.index_select(0, targs))
+
+    @property
+    def total(self):
+        "Sums of the probabilities of the samples that count, by class (K,K)"
+        return self.sums[:self.n_classes]
+
+    @property
+    def count(self):
+        "How many samples count, by class (K,)"
+        return self.counts[:self.n_classes]
+
+    @property
+    def n_skipped(self):
+        "How many predictions were not finite, a tensor"
+        return self.counts[self.n_classes+1]
 
     @property
     def S(self):
@@ -110,7 +127,7 @@ def rows(self:SoftLabels,
         raise IndexError(f"labels {bad} are outside 0..{self.n_classes-1}: the network has {self.n_classes} outputs; "
                          "check the data's vocab, or set the loss's ignore_index") from e
 
-# %% ../nbs/00_soft_labels.ipynb #365493bd
+# %% ../nbs/00_soft_labels.ipynb #9637c481
 @patch
 @torch.no_grad()
 def accumulate(self:SoftLabels,
@@ -119,47 +136,48 @@ def accumulate(self:SoftLabels,
     keep:Tensor|None=None # (N,) bool: samples that count; default all
 ):
     "Add the probabilities of the correctly classified samples to the rows of their classes"
-    preds = preds.float()
-    finite = preds.sum(-1).isfinite()
-    if keep is None: keep = torch.ones_like(finite)
-    self.n_skipped += (keep & ~finite).sum()
-    keep = keep & finite
-    if self.correct_only: keep = keep & (preds.argmax(-1)==targs)
-    self.total.index_add_(0, targs, preds.masked_fill(~keep[:,None], 0.))
-    self.count.index_add_(0, targs, keep.long())
+    conf,guess = preds.max(-1)
+    finite = conf<float('inf')  # a NaN anywhere in a row is its maximum, and compares as false; `isfinite` takes five operations
+    ok = finite if keep is None else finite & keep
+    if self.correct_only: ok = ok & (guess==targs)
+    rows = targs.where(ok, self.n_classes)  # samples that don't count go to a row of their own: cheaper than to take them out
+    rows = rows.where(finite if keep is None else finite | ~keep, self.n_classes+1)
+    self.sums.index_add_(0, rows, preds.float())
+    self.counts.index_add_(0, rows, torch.ones_like(rows))
 
-# %% ../nbs/00_soft_labels.ipynb #58ba69c1
+# %% ../nbs/00_soft_labels.ipynb #d5d5e2c1
 @patch
 @torch.no_grad()
 def update(self:SoftLabels):
     "Make `S` of what was accumulated, and start to accumulate anew"
     miss = (self.count<self.min_count).nonzero()[:,0]
-    previous = self.rows(miss) if self.fallback=='previous' else None
     new = self.total.div_(self.total.sum(1, keepdim=True).clamp(min=1e-12))
     if self.momentum: new.lerp_(self.S, self.momentum)
-    new[miss] = base_rows(miss, self.n_classes, self.fallback, self.eps) if previous is None else previous
-    old = getattr(self, 'dense', None)
+    for o in miss.split(2048):  # in parts: all classes may have fallen back, and there may be 21,841 of them
+        new[o] = self.rows(o) if self.fallback=='previous' else base_rows(o, self.n_classes, self.fallback, self.eps)
     self._store(new)
-    # the old matrix becomes the next accumulator: at K=21,841 a third one would be 1.9 GB
-    self.total = torch.zeros_like(new) if old is None else old
     self.fell_back = torch.zeros_like(self.fell_back).index_fill_(0, miss, True)
     self.reset()
 
 @patch
 def reset(self:SoftLabels):
     "Forget what was accumulated since the last `update`; `S` stays"
-    for o in (self.total,self.count,self.n_skipped): o.zero_()
+    for o in (self.sums,self.counts): o.zero_()
 
-# %% ../nbs/00_soft_labels.ipynb #ab5278e1
+# %% ../nbs/00_soft_labels.ipynb #a4e6046e
 @patch
 def all_reduce(self:SoftLabels):
     "Sum what was accumulated over all processes, if there are several"
     if not (dist.is_available() and dist.is_initialized()): return
-    for o in (self.total,self.count,self.n_skipped): dist.all_reduce(o)
+    for o in (self.sums,self.counts): dist.all_reduce(o)
 
-# %% ../nbs/00_soft_labels.ipynb #5c4589f5
+# %% ../nbs/00_soft_labels.ipynb #66180830
 @patch
 def stats(self:SoftLabels)->dict: # `diagonal`: mean of S[y,y]; `entropy`: mean entropy of the rows, in nats; `n_fell_back`: classes
     "How soft the labels are now"
-    return dict(diagonal=self.S.diagonal().mean().item(), entropy=torch.special.entr(self.S).sum(1).mean().item(),
-                n_fell_back=int(self.fell_back.sum()))
+    diagonal,entropy = 0.,0.
+    for o in torch.arange(self.n_classes, device=self.counts.device).split(2048):
+        rows = self.rows(o)
+        diagonal += rows.gather(1, o[:,None]).sum().item()
+        entropy += torch.special.entr(rows).sum().item()
+    return dict(diagonal=diagonal/self.n_classes, entropy=entropy/self.n_classes, n_fell_back=int(self.fell_back.sum()))

@@ -139,7 +139,7 @@ def test_mixed_precision_accumulates_in_fp32(dtype):
             def __init__(self, m): super().__init__(); self.m = m
             def forward(self, x): return self.m(x).half()
         learn.model,mp = Half(learn.model),None
-    kinds = Watch(lambda o: (o.learn.pred.dtype,cb._batch[0].dtype,o.learn.loss_grad.dtype), 'before_backward')
+    kinds = Watch(lambda o: (o.learn.pred.dtype,cb.now.batch[0].dtype,o.learn.loss_grad.dtype), 'before_backward')
     A = torch.zeros(K, K)
     def reference(o):
         for p,t in zip(o.learn.pred.detach().float().softmax(1), o.learn.y):
