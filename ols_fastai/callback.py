@@ -30,7 +30,7 @@ def _class_names(dls):
     if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
     return [str(o) for o in vocab]
 
-# %% ../nbs/01_callback.ipynb #d643f8f3
+# %% ../nbs/01_callback.ipynb #37beb316
 class OLSCallback(Callback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
@@ -56,6 +56,8 @@ class OLSCallback(Callback):
         self.learning,self.loss_args,self.mixer,self.n_correct,self.n_skipped,self.n_fit = False,{},None,0,0,0
         # what changes in every batch: fastai looks through learner and model whenever a callback's own attribute is set
         self.now = SimpleNamespace(targs=None, batch=None, n_taken=0)
+
+    def make_labels(self, K): return SoftLabels(K, **self.label_args)
 
     @property
     def S(self):
@@ -95,7 +97,7 @@ def _bind(self:OLSCallback, model):
         raise ValueError("this OLSCallback learnt its soft labels with another network: give each Learner an OLSCallback of its own")
     self._model = weakref.ref(model)
 
-# %% ../nbs/01_callback.ipynb #e80d60ca
+# %% ../nbs/01_callback.ipynb #284243c9
 @patch
 def _check(self:OLSCallback, pred, targ):
     "Predictions and targets that OLS can work on, or an error that says why not"
@@ -108,7 +110,7 @@ def _check(self:OLSCallback, pred, targ):
     if self.labels is None:
         if self.class_names and len(self.class_names)!=K:
             raise ValueError(f"the network has {K} outputs but the data has {len(self.class_names)} classes: build the network with n_out={len(self.class_names)}")
-        self.labels = SoftLabels(K, **self.label_args)
+        self.labels = self.make_labels(K)
     if K!=self.labels.n_classes: raise ValueError(f"the network has {K} outputs but the soft labels have {self.labels.n_classes} classes")
     if self.labels.counts.device!=pred.device: self.labels.to(pred.device)
     return targ.as_subclass(Tensor).reshape(-1).long()
@@ -215,7 +217,7 @@ def metrics(self:OLSCallback)->list:
 @patch
 def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is not None else float('nan')
 
-# %% ../nbs/01_callback.ipynb #b8705c74
+# %% ../nbs/01_callback.ipynb #fde8e450
 def save_tensors(
     fn:str|Path, # File to write; its folder must exist
     tensors:dict, # Name -> tensor
@@ -250,7 +252,7 @@ def load(cls:OLSCallback, fn:str|Path, **kwargs)->OLSCallback: # `kwargs` replac
     tensors,info = load_tensors(fn)
     try: cb = cls(**{**info['args'], **info['label_args'], **kwargs})
     except KeyError as e: raise ValueError(f"{fn} holds no soft labels: {e} is missing") from e
-    cb.labels = SoftLabels(info['n_classes'], **cb.label_args)
+    cb.labels = cb.make_labels(info['n_classes'])
     for k,v in cb.labels.learnt().items(): v.copy_(tensors[k])
     cb.class_names,cb.n_trained,cb.history = info['class_names'],info['n_trained'],info['history']
     return cb

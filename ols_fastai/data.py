@@ -31,7 +31,7 @@ def read_list(
         if len(empty): raise ValueError(f"{fn}, line {empty[0]+2}: empty {o} ({len(empty)} such rows)")  # line 1 is the header
     return df[['filename','label']+[o for o in df if o not in ('filename','label')]]
 
-# %% ../nbs/03_data.ipynb #3c9bcd18
+# %% ../nbs/03_data.ipynb #be191baa
 splits = ['train','valid','test']
 
 def read_lists(
@@ -40,14 +40,18 @@ def read_lists(
     test:str|Path|None=None, # CSV of the test images
     **kwargs # Column names, see `read_list`
 )->pd.DataFrame: # As `read_list`, and `split`: 'train', 'valid' or 'test'
-    "Read the lists of a data set. Raises `ValueError` for labels that training lacks"
+    "Read the lists of a data set. Raises `ValueError` for labels that training lacks, and for images that are in two lists"
     dfs = [read_list(fn, **kwargs).assign(split=split) for split,fn in zip(splits, (train,valid,test)) if fn is not None]
     known = set(dfs[0].label)
     for df,fn in zip(dfs[1:], (valid,test)):
         new = df[~df.label.isin(known)]
         if len(new): raise ValueError(f"{fn}, line {new.index[0]+2}: label {new.label.iloc[0]!r} is not among the {len(known)} of {train} "
                                       f"({len(new)} such rows, {new.label.nunique()} such labels)")
-    return pd.concat(dfs, ignore_index=True)
+    df = pd.concat(dfs, ignore_index=True)
+    twice = df[df.duplicated('filename', keep=False)].groupby('filename')['split'].agg(lambda o: list(dict.fromkeys(o))).loc[lambda o: o.map(len)>1]
+    if len(twice): raise ValueError(f"{twice.index[0]} is in {' and in '.join(twice.iloc[0])}, and {len(twice)-1} more images are in two lists: a network must not be "
+                                    "judged on images that it was trained or calibrated on")
+    return df
 
 # %% ../nbs/03_data.ipynb #cc27098e
 def find_root(
