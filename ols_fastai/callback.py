@@ -30,7 +30,7 @@ def _class_names(dls):
     if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
     return [str(o) for o in vocab]
 
-# %% ../nbs/01_callback.ipynb #37beb316
+# %% ../nbs/01_callback.ipynb #57d26289
 class OLSCallback(Callback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
@@ -40,14 +40,16 @@ class OLSCallback(Callback):
     _stateattrs,_model = ('_model',),None  # the weak reference can't be pickled by `learn.export`
     @delegates(SoftLabels.__init__, but=['n_classes'])
     def __init__(self,
-        alpha:float=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off
+        alpha:float|str=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off; 'auto': set after every epoch by validation, see below
         min_lam:float=0.9, # MixUp, CutMix: an image teaches the soft labels only if at least this share of it is its own
         warmup:int=0, # Epochs in which soft labels are learnt but only the learner's own loss is trained on
         period:int|None=None, # Make new soft labels every so many batches, and not at the end of an epoch
         checkpoint:str|Path|None=None, # File to `save` to after every epoch
         **kwargs
     ):
-        if not 0<=alpha<=1: raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        self.auto = alpha=='auto'
+        if self.auto: alpha,self.run_valid = .5,True
+        if isinstance(alpha, str) or not 0<=alpha<=1: raise ValueError(f"alpha must be in [0, 1] or 'auto', got {alpha!r}")
         if warmup<0: raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
         if period is not None and period<1: raise ValueError(f"period must be at least 1 batch, got {period}")
         self.alpha,self.min_lam,self.warmup,self.period,self.checkpoint,self.label_args = alpha,min_lam,warmup,period,checkpoint,kwargs
@@ -55,7 +57,7 @@ class OLSCallback(Callback):
         self.labels,self.class_names,self.history,self.n_trained = None,None,[],0
         self.learning,self.loss_args,self.mixer,self.n_correct,self.n_skipped,self.n_fit = False,{},None,0,0,0
         # what changes in every batch: fastai looks through learner and model whenever a callback's own attribute is set
-        self.now = SimpleNamespace(targs=None, batch=None, n_taken=0)
+        self.now = SimpleNamespace(targs=None, batch=None, n_taken=0, in_fit=False, valid=None)
 
     def make_labels(self, K): return SoftLabels(K, **self.label_args)
 
@@ -64,9 +66,11 @@ class OLSCallback(Callback):
         "The soft labels (K,K), row `y` for class `y`; None before the first batch"
         return None if self.labels is None else self.labels.S
 
-# %% ../nbs/01_callback.ipynb #7dda9d0e
+# %% ../nbs/01_callback.ipynb #954ed8d7
 @patch
-def before_fit(self:OLSCallback): self.loss_args,self.n_fit = _loss_settings(self.learn.loss_func),0
+def before_fit(self:OLSCallback):
+    self.loss_args,self.n_fit = _loss_settings(self.learn.loss_func),0
+    self.now.in_fit = False
 
 @patch
 def _check_names(self:OLSCallback):
@@ -84,7 +88,8 @@ def before_train(self:OLSCallback):
         raise ValueError("two OLSCallbacks in one fit would smooth twice: remove one (is one in Learner(cbs=) and one in fit(cbs=)?)")
     self.learning = not hasattr(self.learn, 'lr_finder')
     self.mixer = first(self.learn.cbs, lambda o: isinstance(o, MixHandler) and o.stack_y)
-    self.now.targs,self.now.batch,self.now.n_taken = None,None,0
+    self.now.targs,self.now.batch,self.now.n_taken,self.now.valid = None,None,0,None
+    self.now.in_fit = self.learning
     self.n_correct,self.n_skipped = 0,0
     # what an interrupted epoch left behind; with a period, the batches since the last update belong to the next one
     if self.labels is not None and not self.period: self.labels.reset()
@@ -130,11 +135,12 @@ def after_pred(self:OLSCallback):
     targs,w = self._weights(self._check(self.learn.pred, self.learn.yb[0]))
     self.now.targs = targs, self.labels.rows(targs), w
 
-# %% ../nbs/01_callback.ipynb #464bb9f9
+# %% ../nbs/01_callback.ipynb #e11f9e61
 @patch
 def after_loss(self:OLSCallback):
     "Add the soft term, and put this batch aside for `after_batch`"
     if self.now.targs is None: return
+    if not self.training: return self._watch_validation()
     pred,axis,reduction = self.learn.pred.as_subclass(Tensor),self.loss_args['axis'],self.loss_args['reduction']
     z = pred.movedim(axis, -1).flatten(0, -2)
     targs,rows,w = self.now.targs
@@ -182,7 +188,7 @@ def _renew(self:OLSCallback):
     self.n_skipped += int(self.labels.n_skipped)
     self.labels.update()
 
-# %% ../nbs/01_callback.ipynb #b71cdc77
+# %% ../nbs/01_callback.ipynb #4b90550b
 @patch
 def after_epoch(self:OLSCallback):
     "Make new soft labels"
@@ -198,6 +204,7 @@ def after_epoch(self:OLSCallback):
     missed = self.labels.fell_back.nonzero()[:,0].tolist()
     self.history.append(dict(epoch=self.n_trained, **self.labels.stats(), n_correct=self.n_correct, n_skipped=self.n_skipped,
                              fell_back=[self.class_names[o] for o in missed] if self.class_names else missed))
+    if self.auto: self._adapt()
     if self.checkpoint and not rank_distrib(): self.save(self.checkpoint)
 
 @patch
@@ -208,6 +215,29 @@ def after_fit(self:OLSCallback):
     if missed: warnings.warn(f"{len(missed)} of {self.labels.n_classes} classes had too few correct samples in the last epoch and have "
                              f"{self.label_args.get('fallback', 'uniform')!r} soft labels: {', '.join(map(str, missed[:10]))}{' ...' if len(missed)>10 else ''}")
 
+# %% ../nbs/01_callback.ipynb #18c2e62d
+@patch
+def _watch_validation(self:OLSCallback):
+    "Add up confidence, correct answers and samples; for `alpha='auto'` alone"
+    targs,_,w = self.now.targs
+    self.now.targs = None
+    if not self.now.in_fit: return  # `validate` by itself teaches nothing
+    pred = self.learn.pred.as_subclass(Tensor).movedim(self.loss_args['axis'], -1).flatten(0, -2)
+    conf,guess = pred.float().softmax(-1).max(-1)
+    keep = self._without_padding(w>0) & (conf<float('inf'))
+    sums = torch.stack([o.masked_fill(~keep, 0.).sum() for o in (conf, (guess==targs).float(), torch.ones_like(conf))])
+    self.now.valid = sums if self.now.valid is None else self.now.valid+sums
+
+@patch
+def _adapt(self:OLSCallback, gain=3.):
+    "Move `alpha` against the gap between confidence and accuracy"
+    if self.now.valid is None: return
+    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(self.now.valid)
+    conf,right,n = self.now.valid.tolist()
+    gap = (conf-right)/max(n, 1)
+    self.history[-1].update(gap=gap, alpha=self.alpha)
+    self.alpha = min(1., max(0., self.alpha-gain*gap))
+
 # %% ../nbs/01_callback.ipynb #72d2b3a2
 @patch
 def metrics(self:OLSCallback)->list:
@@ -217,7 +247,7 @@ def metrics(self:OLSCallback)->list:
 @patch
 def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is not None else float('nan')
 
-# %% ../nbs/01_callback.ipynb #fde8e450
+# %% ../nbs/01_callback.ipynb #ed474a16
 def save_tensors(
     fn:str|Path, # File to write; its folder must exist
     tensors:dict, # Name -> tensor
@@ -242,7 +272,7 @@ def load_tensors(fn:str|Path)->tuple: # Tensors, info
 def save(self:OLSCallback, fn:str|Path):
     "Write the soft labels and what they were learnt with. Raises `ValueError` if there are none yet"
     if self.labels is None: raise ValueError("nothing to save: this OLSCallback has not seen a batch yet")
-    info = dict(n_classes=self.labels.n_classes, class_names=self.class_names, args={k: getattr(self, k) for k in ('alpha','min_lam','warmup','period')},
+    info = dict(n_classes=self.labels.n_classes, class_names=self.class_names, alpha=self.alpha, args=dict(alpha='auto' if self.auto else self.alpha, **{k: getattr(self, k) for k in ('min_lam','warmup','period')}),
                 label_args=self.label_args, n_trained=self.n_trained, history=self.history, version=version('ols_fastai'))
     save_tensors(fn, self.labels.learnt(), info)
 
@@ -255,4 +285,5 @@ def load(cls:OLSCallback, fn:str|Path, **kwargs)->OLSCallback: # `kwargs` replac
     cb.labels = cb.make_labels(info['n_classes'])
     for k,v in cb.labels.learnt().items(): v.copy_(tensors[k])
     cb.class_names,cb.n_trained,cb.history = info['class_names'],info['n_trained'],info['history']
+    if cb.auto: cb.alpha = info['alpha']
     return cb

@@ -129,7 +129,7 @@ def ls_plus(
     def rows(K): return (1-alpha)*(((1-c)/(K-1))[:,None].expand(K, K).clone().fill_diagonal_(0.) + torch.diag(c))
     return TargetCallback(rows, alpha=alpha)
 
-# %% ../nbs/02_rivals.ipynb #59ba2049
+# %% ../nbs/02_rivals.ipynb #4fc5185c
 class CPLSCallback(OLSCallback):
     "CPLS-style: soft labels are the rows of the validation set's confusion matrix (after Kuiry et al. 2024)"
     run_valid = True
@@ -138,13 +138,9 @@ class CPLSCallback(OLSCallback):
         momentum:float=.5 # Share of the old row that is kept after an epoch
     ): super().__init__(alpha, init='hard', fallback='previous', momentum=momentum, correct_only=False)
 
-    def before_fit(self):
-        super().before_fit()
-        self.now.in_fit = False
-
     def before_train(self):
         super().before_train()
-        self.now.in_fit,self.learning = self.learning,False  # training batches teach nothing
+        self.learning = False  # training batches teach nothing
 
     def after_loss(self):
         if self.training: return super().after_loss()
@@ -198,7 +194,7 @@ def apply_temperature(
     "Probabilities with their logits divided by `T`"
     return (preds.double().clamp(min=1e-30).log()/T).softmax(-1)
 
-# %% ../nbs/02_rivals.ipynb #3e4319c5
+# %% ../nbs/02_rivals.ipynb #673c4cb1
 class Method:
     "A way to train: how it is called in tables, where it comes from, and what makes its loss and callback"
     def __init__(self,
@@ -216,6 +212,7 @@ def _ce(cb): return CrossEntropyLossFlat(),cb
 methods = dict(
     hard     = Method('hard labels', lambda: _ce(None), 'cross-entropy'),
     ls       = Method('label smoothing', lambda eps=.1: (CrossEntropyLossFlat(label_smoothing=eps), None), 'Szegedy et al. 2016, eps/K form, eps from there'),
+    ols_auto = Method("OLS, alpha 'auto'", lambda momentum=0.: _ce(OLSCallback('auto', momentum=momentum)), 'this package: alpha follows the validation gap'),
     ols      = Method('online label smoothing', lambda alpha=.5, momentum=0., warmup=0, init='uniform', fallback='uniform', correct_only=True:
                       _ce(OLSCallback(alpha, momentum=momentum, warmup=warmup, init=init, fallback=fallback, correct_only=correct_only)), "Zhang et al. 2021, alpha from the authors' code"),
     tfkd_reg = Method('Tf-KD_reg', lambda a=.1, T=20., mode='paper', mult=100.: _ce(tfkd_reg(a, T, mode, mult)), "Yuan et al. 2020, settings from the authors' repository (ResNet-18)"),

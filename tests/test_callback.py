@@ -251,6 +251,33 @@ def test_with_early_stopping_save_model_reduce_lr_csv_and_graph(tmp_path):
     assert [float(o) for o in log[1].split(',')[4:6]]==pytest.approx([1/K, np.log(K)], abs=1e-4)
     assert float(log[2].split(',')[4])==pytest.approx(cb.history[0]['diagonal'], abs=1e-4)
 
+def test_alpha_auto_follows_the_validation_gap(tmp_path):
+    cb,learn = OLSCallback(alpha='auto', checkpoint=tmp_path/'a'),toy_learner(valid=toy_data(90, seed=1), lr=.5)
+    gaps = []
+    def gap(o):
+        x,y = o.dls.valid_ds.tensors
+        o.model.eval()
+        with torch.no_grad(): p = o.model(x).softmax(1)
+        gaps.append((p.max(1).values.mean()-(p.argmax(1)==y).float().mean()).item())
+    learn.fit(4, cbs=[cb, Watch(gap, 'after_validate')])
+    a = .5
+    for g,h in zip(gaps, cb.history):
+        assert h['gap']==pytest.approx(g, abs=1e-5) and h['alpha']==pytest.approx(a)
+        a = min(1, max(0, a-3*h['gap']))
+    assert cb.alpha==pytest.approx(a)!=.5
+    back = OLSCallback.load(tmp_path/'a')
+    assert back.auto and back.alpha==cb.alpha
+    learn.add_cb(cb); learn.validate(); learn.get_preds()
+    assert cb.alpha==pytest.approx(a) and len(cb.history)==4
+    with no_random(1): learn.lr_find(num_it=6, show_plot=False)
+    assert cb.alpha==pytest.approx(a) and len(cb.history)==4
+
+def test_alpha_auto_leaves_the_validation_loss_alone():
+    learn = toy_learner(cbs=OLSCallback(alpha='auto'))
+    learn.fit(2)
+    x,y = learn.dls.valid_ds.tensors
+    assert learn.recorder.values[-1][1]==pytest.approx(F.cross_entropy(learn.model(x), y).item(), abs=1e-5)
+
 def test_metrics_before_any_training():
     cb = OLSCallback()
     learn = toy_learner(cbs=cb, metrics=cb.metrics())
