@@ -30,7 +30,7 @@ def _class_names(dls):
     if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
     return [str(o) for o in vocab]
 
-# %% ../nbs/01_callback.ipynb #57d26289
+# %% ../nbs/01_callback.ipynb #614be201
 class OLSCallback(Callback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
@@ -52,6 +52,11 @@ class OLSCallback(Callback):
         if isinstance(alpha, str) or not 0<=alpha<=1: raise ValueError(f"alpha must be in [0, 1] or 'auto', got {alpha!r}")
         if warmup<0: raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
         if period is not None and period<1: raise ValueError(f"period must be at least 1 batch, got {period}")
+        if checkpoint is not None:
+            checkpoint = Path(checkpoint).expanduser()
+            if not checkpoint.parent.is_dir(): raise FileNotFoundError(f"no folder {checkpoint.parent} to write the checkpoint to: make it first")
+        alpha,min_lam,warmup,period = (o.item() if hasattr(o, 'item') else o for o in (alpha,min_lam,warmup,period))  # numbers of numpy's are no JSON
+        kwargs = {k: v.item() if hasattr(v, 'item') else v for k,v in kwargs.items()}
         self.alpha,self.min_lam,self.warmup,self.period,self.checkpoint,self.label_args = alpha,min_lam,warmup,period,checkpoint,kwargs
         SoftLabels(2, **kwargs)  # a wrong argument shows here, not after the data has been loaded
         self.labels,self.class_names,self.history,self.n_trained = None,None,[],0
@@ -66,11 +71,12 @@ class OLSCallback(Callback):
         "The soft labels (K,K), row `y` for class `y`; None before the first batch"
         return None if self.labels is None else self.labels.S
 
-# %% ../nbs/01_callback.ipynb #954ed8d7
+# %% ../nbs/01_callback.ipynb #5cf67c54
 @patch
 def before_fit(self:OLSCallback):
     self.loss_args,self.n_fit = _loss_settings(self.learn.loss_func),0
-    self.now.in_fit = False
+    # what an interrupted fit left behind must not be taken for an epoch by `validate`, which fires these events too
+    self.now.in_fit,self.now.batch,self.now.n_taken = False,None,0
 
 @patch
 def _check_names(self:OLSCallback):
@@ -98,11 +104,12 @@ def before_train(self:OLSCallback):
 
 @patch
 def _bind(self:OLSCallback, model):
+    model = getattr(model, '_orig_mod', model)  # of torch.compile
     if self._model is not None and self._model() is not model and self.n_trained:
         raise ValueError("this OLSCallback learnt its soft labels with another network: give each Learner an OLSCallback of its own")
     self._model = weakref.ref(model)
 
-# %% ../nbs/01_callback.ipynb #284243c9
+# %% ../nbs/01_callback.ipynb #cb5a3772
 @patch
 def _check(self:OLSCallback, pred, targ):
     "Predictions and targets that OLS can work on, or an error that says why not"
@@ -112,6 +119,7 @@ def _check(self:OLSCallback, pred, targ):
         raise TypeError("OLS needs logits (N,K) or (N,K,...) and one integer label for each; "
                         f"got predictions {shape(pred)} and targets {shape(targ)}")
     K = pred.shape[axis]
+    if self.labels is not None and K!=self.labels.n_classes and not self.n_trained: self.labels = None  # `lr_find` with another network
     if self.labels is None:
         if self.class_names and len(self.class_names)!=K:
             raise ValueError(f"the network has {K} outputs but the data has {len(self.class_names)} classes: build the network with n_out={len(self.class_names)}")
@@ -188,13 +196,13 @@ def _renew(self:OLSCallback):
     self.n_skipped += int(self.labels.n_skipped)
     self.labels.update()
 
-# %% ../nbs/01_callback.ipynb #4b90550b
+# %% ../nbs/01_callback.ipynb #5f6dfe9e
 @patch
 def after_epoch(self:OLSCallback):
     "Make new soft labels"
     self.after_batch()  # ShortEpochCallback and others cancel before a last batch gets to `after_batch`
     if not self.now.n_taken: return
-    self.now.n_taken = 0
+    self.now.n_taken,self.now.in_fit = 0,False
     if not self.period: self._renew()
     if self.n_skipped and not any(o['n_skipped'] for o in self.history):
         warnings.warn(f"{self.n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`")
@@ -238,16 +246,16 @@ def _adapt(self:OLSCallback, gain=3.):
     self.history[-1].update(gap=gap, alpha=self.alpha)
     self.alpha = min(1., max(0., self.alpha-gain*gap))
 
-# %% ../nbs/01_callback.ipynb #72d2b3a2
+# %% ../nbs/01_callback.ipynb #0e6e556d
 @patch
 def metrics(self:OLSCallback)->list:
-    "Metrics for `Learner(metrics=)`: mean diagonal and entropy of the soft labels, and how many classes fell back"
+    "Metrics for `Learner(metrics=)`: mean diagonal and entropy of the soft labels that the epoch was trained on, and how many classes had fallen back in them"
     return [ValueMetric(partial(self._stat, k), f'S_{k}') for k in ('diagonal','entropy','n_fell_back')]
 
 @patch
 def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is not None else float('nan')
 
-# %% ../nbs/01_callback.ipynb #ed474a16
+# %% ../nbs/01_callback.ipynb #662dc053
 def save_tensors(
     fn:str|Path, # File to write; its folder must exist
     tensors:dict, # Name -> tensor
@@ -283,7 +291,10 @@ def load(cls:OLSCallback, fn:str|Path, **kwargs)->OLSCallback: # `kwargs` replac
     try: cb = cls(**{**info['args'], **info['label_args'], **kwargs})
     except KeyError as e: raise ValueError(f"{fn} holds no soft labels: {e} is missing") from e
     cb.labels = cb.make_labels(info['n_classes'])
-    for k,v in cb.labels.learnt().items(): v.copy_(tensors[k])
+    if 'dense' in tensors: S = tensors['dense']
+    else: S = tensors['tail'].repeat(1, info['n_classes']).scatter_(1, tensors['top_idx'], tensors['top_p'])
+    cb.labels._store(S)  # whole or `top_k`, as the new arguments want it
+    cb.labels.fell_back.copy_(tensors['fell_back'])
     cb.class_names,cb.n_trained,cb.history = info['class_names'],info['n_trained'],info['history']
     if cb.auto: cb.alpha = info['alpha']
     return cb

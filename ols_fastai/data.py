@@ -6,12 +6,12 @@
 __all__ = ['splits', 'half', 'read_list', 'read_lists', 'find_root', 'sample_per_class', 'read_image', 'CVImage', 'encodes',
            'CVResize', 'one_cv_thread', 'CVImageBlock', 'RowPath', 'split_column', 'list_block', 'list_dls']
 
-# %% ../nbs/03_data.ipynb #90128126
+# %% ../nbs/03_data.ipynb #009bd998
 import cv2, torch, numpy as np, pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from fastai.vision.all import *
 
-# %% ../nbs/03_data.ipynb #03649e19
+# %% ../nbs/03_data.ipynb #12566cbd
 def read_list(
     fn:str|Path, # CSV file with a header
     filename:str='filename', # Column of the image's name
@@ -19,15 +19,20 @@ def read_list(
 )->pd.DataFrame: # Columns `filename` and `label` first, then any others, all as text
     "Read a list of images. Raises `FileNotFoundError`, or `ValueError` naming the file and the row"
     fn = Path(fn)
-    if not fn.is_file(): raise FileNotFoundError(f"no list file {fn}: give the path of a CSV with the columns {filename},{label}")
-    try: df = pd.read_csv(fn, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f"{fn} is not a CSV: {str(e).strip()}") from e
+    if not fn.is_file(): raise FileNotFoundError(f"{'a folder is no list file:' if fn.is_dir() else 'no list file'} {fn}: give the path of a CSV with the columns {filename},{label}")
+    try: df = pd.read_csv(fn, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    except UnicodeDecodeError as e: raise ValueError(f"{fn} is not in UTF-8: save it as 'CSV UTF-8'") from e
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f"{fn} is not a CSV: {str(e).strip()}") from e
+    df = df.rename(columns=str.strip)
+    df = df[(df!='').any(axis=1)]  # blank lines; the index still counts them, so that errors name the right line
     for o in (filename,label):
         if o not in df: raise ValueError(f"{fn} has no column {o!r}: its columns are {', '.join(map(repr, df.columns))}")
-    df = df.rename(columns={filename:'filename', label:'label'})
+    for o,new in ((filename,'filename'),(label,'label')):
+        if o!=new: df = df.drop(columns=new, errors='ignore').rename(columns={o: new})
+    df = df.assign(filename=df.filename.str.strip(), label=df.label.str.strip())
     if not len(df): raise ValueError(f"{fn} has a header but no rows")
     for o in ('filename','label'):
-        empty = (df[o].str.strip()=='').to_numpy().nonzero()[0]
+        empty = df.index[df[o]=='']
         if len(empty): raise ValueError(f"{fn}, line {empty[0]+2}: empty {o} ({len(empty)} such rows)")  # line 1 is the header
     return df[['filename','label']+[o for o in df if o not in ('filename','label')]]
 
@@ -53,7 +58,7 @@ def read_lists(
                                     "judged on images that it was trained or calibrated on")
     return df
 
-# %% ../nbs/03_data.ipynb #cc27098e
+# %% ../nbs/03_data.ipynb #06c054de
 def find_root(
     df:pd.DataFrame, # From `read_lists`
     root:str|Path # Folder that the file names are relative to, or the data set's own folder inside it
@@ -62,7 +67,8 @@ def find_root(
     root = Path(root).expanduser().absolute()
     first_fn = df.filename.iloc[0]
     base = next((o for o in (root,root.parent) if (o/first_fn).exists()), None)
-    if base is None: raise FileNotFoundError(f"no image {first_fn} under {root} or {root.parent}: root must be the folder that the list's file names are relative to")
+    if base is None: raise FileNotFoundError(f"no image {first_fn} under {root} or {root.parent}: root must be the folder that the list's file names are relative to"
+                                             + ("; file names need / where this one has a backslash" if '\\' in first_fn else ''))
     missing = [fn for fn in df.filename if not os.path.exists(os.path.join(base, fn))]
     if missing: raise FileNotFoundError(f"{len(missing)} of {len(df)} images are missing under {base}; the first is {missing[0]}")
     return base
@@ -91,7 +97,7 @@ def read_image(
     if a.dtype not in (np.uint8,np.uint16): raise ValueError(f"{fn} has pixels of type {a.dtype}: only 8 and 16 bit images are supported")
     return cv2.cvtColor(a, cv2.COLOR_BGR2RGB) if a.ndim==3 else a
 
-# %% ../nbs/03_data.ipynb #a82bd53d
+# %% ../nbs/03_data.ipynb #c946828a
 class CVImage(np.ndarray):
     "An image (H,W) or (H,W,3), uint8 or uint16, as OpenCV reads it but in RGB order"
     _show_args = dict(cmap='gray', vmin=0, vmax=1)
@@ -101,7 +107,10 @@ class CVImage(np.ndarray):
     ):
         if isinstance(o, (str,Path)): a = read_image(o)
         else:
-            a = np.asarray(o.permute(1,2,0) if isinstance(o, Tensor) else o)
+            if isinstance(o, Image.Image):  # as the file would be read
+                o = ImageOps.exif_transpose(o)
+                if o.mode not in ('L','RGB') and not o.mode.startswith('I;16'): o = o.convert('L' if o.mode in ('1','LA') else 'RGB')
+            a = np.asarray(o.permute(1,2,0) if isinstance(o, Tensor) and o.ndim==3 else o)
             if a.ndim==3 and a.shape[2]==1: a = a[...,0]
             if a.dtype not in (np.uint8,np.uint16) or not (a.ndim==2 or a.ndim==3 and a.shape[2]==3):
                 raise ValueError(f"an image must be (H,W) or (H,W,3), uint8 or uint16; got {a.shape} {a.dtype}")
@@ -114,11 +123,12 @@ class CVImage(np.ndarray):
 @ToTensor
 def encodes(self, o:CVImage):
     a = np.asarray(o)
-    a = a.astype(np.float32)*(255/65535) if a.dtype==np.uint16 else a
+    # one type for all depths: a batch that mixes 8 and 16 bit could not be put together in a worker process
+    a = a.astype(np.float32)*(255/65535 if a.dtype==np.uint16 else 1)
     t = torch.from_numpy(a)
     return TensorImage(t.expand(3, *t.shape) if t.ndim==2 else t.permute(2,0,1))
 
-# %% ../nbs/03_data.ipynb #b483d220
+# %% ../nbs/03_data.ipynb #532aeb98
 class CVResize(RandTransform):
     "Resize a `CVImage` to `size`; in training, to a random window of it, or mirrored, if asked for"
     split_idx,order = None,1
@@ -129,7 +139,8 @@ class CVResize(RandTransform):
     ):
         if not 0<crop<=1: raise ValueError(f"crop must be in (0, 1], got {crop}")
         super().__init__(p=1.)
-        self.size = (size,size) if isinstance(size, int) else tuple(size)
+        self.size = tuple(int(o) for o in (size if is_listy(size) else (size,size)))
+        if min(self.size)<1: raise ValueError(f"size must be at least 1 pixel, got {size}")
         self.crop,self.flip = crop,flip
 
     def before_call(self, b, split_idx):
@@ -185,7 +196,7 @@ def list_block(
     return DataBlock(blocks=(CVImageBlock(stats), CategoryBlock(vocab=vocab, sort=False)), get_x=RowPath(find_root(df, root)), get_y=ColReader('label'),
                      splitter=split_column, item_tfms=CVResize(size, crop, flip))
 
-# %% ../nbs/03_data.ipynb #87a91840
+# %% ../nbs/03_data.ipynb #2c27c904
 @delegates(list_block, but=['df'])
 def list_dls(
     train:str|Path, # CSV of the training images
@@ -201,8 +212,10 @@ def list_dls(
 )->DataLoaders:
     "`DataLoaders` from list files with the columns `filename,label`"
     df = read_lists(train, valid, test)
-    if n_per_class:
+    if n_per_class is not None:
         is_train = df['split']=='train'
         df = pd.concat([sample_per_class(df[is_train], n_per_class, seed), df[~is_train]], ignore_index=True)
+    n = int((df['split']=='train').sum())
+    if n<bs: raise ValueError(f"{n} training images are fewer than a batch of {bs}: nothing would be trained; give a smaller bs")
     block = list_block(df, Path(train).parent if root is None else root, **kwargs)
     return block.dataloaders(df, bs=bs, num_workers=num_workers, device=device)

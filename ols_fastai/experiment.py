@@ -25,9 +25,7 @@ from .interpretation import *
 from .models import *
 from .rivals import *
 
-# %% ../nbs/08_experiment.ipynb #a1a817e2
-def _digest(*fns): return hashlib.sha256(b'\0'.join(Path(o).read_bytes() for o in fns)).hexdigest()[:16]
-
+# %% ../nbs/08_experiment.ipynb #1889405a
 class _Advance(Callback):
     "Move a bar of rich's on by one with each training batch"
     run_valid = False
@@ -51,7 +49,6 @@ def train_run(
         loss,cb = methods[name].make(**args, **({'baseline': baseline} if methods[name].needs_baseline else {}))
         learn = Learner(dls, create_model(s['arch'], len(dls.vocab), s['pretrained']), loss_func=loss, cbs=[ChannelsLast(), *L(cb)])
         n = s['epochs']*len(dls.train)
-        if not n: raise ValueError(f"the training set ({len(dls.train_ds)} images) is smaller than a batch of {s['bs']}: give a smaller --bs")
         bar = progress and _Advance(progress, progress.add_task(f"{method_title(spec)}, seed {seed}", total=n))
         with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*had too few correct samples')  # under a progress bar; the soft labels are kept with the run
@@ -61,6 +58,7 @@ def train_run(
             valid_preds,valid_targs = learn.get_preds(ds_idx=1)
             preds,targs = learn.get_preds(ds_idx=2)
     if progress: progress.remove_task(bar.bar)
+    if not preds.isfinite().all(): raise ValueError(f"{method_title(spec)}, seed {seed}: predictions are not finite, the training has diverged; a lower --lr may help")
     out = dict(preds=preds, targs=targs, valid_preds=valid_preds, valid_targs=valid_targs)
     if isinstance(cb, OLSCallback): out['S'] = cb.S
     return learn, {k: v.as_subclass(Tensor) for k,v in out.items()}, seconds
@@ -83,7 +81,7 @@ def summary(
     cols = [o for o in results if o not in ('method','seed','scaled')]
     return results.groupby('method', sort=False)[cols].agg(lambda x: mean_interval(x, 0 if x.name=='seconds' else 2 if x.name.endswith('%') else 3))
 
-# %% ../nbs/08_experiment.ipynb #41134d88
+# %% ../nbs/08_experiment.ipynb #b41410e9
 def compare(
     train:str|Path, # CSV of the training images, with the columns `filename,label`
     valid:str|Path, # CSV of the validation images
@@ -109,11 +107,18 @@ def compare(
     lists = dict(train=train, valid=valid, test=test, root=Path(train).parent if root is None else root)
     specs = list(methods) if list(specs)==['all'] else list(specs)
     _check_compare(specs, epochs, seeds, lr, bs)
-    find_root(read_lists(train, valid, test), lists['root'])
+    df = read_lists(train, valid, test)
+    base = find_root(df, lists['root'])
     model_name(arch)  # an unknown one shows before anything is trained
     shared = dict(arch=arch, epochs=epochs, lr=lr, bs=bs, size=size, crop=crop, flip=flip, n_per_class=n_per_class, pretrained=pretrained)
-    digest,out = _digest(train, valid, test),Path(out)
+    # what the images are: the lists, and each file's size, so that other files of the same names are noticed
+    shared['images'] = hashlib.sha256(repr([(*o, os.path.getsize(base/o.filename)) for o in df.itertuples(index=False)]).encode()).hexdigest()[:16]
+    out = Path(out)
     (out/'runs').mkdir(parents=True, exist_ok=True)
+    for fn in (out/'runs').glob('*.safetensors'):
+        before = load_tensors(fn)[1].get('settings', {})
+        _same_settings(fn, {k: before.get(k) for k in shared}, shared)  # one folder, one table: all its runs are comparable
+    old_rows = pd.read_csv(out/'results.csv') if (out/'results.csv').exists() else None
     rows,console = [],console or Console(stderr=True)
     columns = [TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('batches'), TimeRemainingColumn()]
     with Progress(*columns, console=console, transient=True) as progress:
@@ -121,7 +126,7 @@ def compare(
             baseline = None
             for spec in specs:
                 name,args = parse_method(spec)
-                settings = dict(shared, **args, lists=digest)
+                settings = dict(shared, **args)
                 fn = out/'runs'/f"{spec.replace(':', '_')}-{seed}.safetensors"
                 if (done := _finished(fn, settings)): tensors,info = done
                 else:
@@ -138,22 +143,34 @@ def compare(
                 r = rows[-2]
                 console.print(f"{method_title(spec)}, seed {seed}: Top-1 error {r['Top-1 error %']:.1f} %, ECE {r[f'ECE ({n_bins} bins)']:.3f}, "
                               + ('made before' if done else f"{r['seconds']:.0f} s"), highlight=False)
-                write_csv(pd.DataFrame(rows), out/'results.csv')
+                write_csv(_with_others(pd.DataFrame(rows), old_rows), out/'results.csv')
     return pd.DataFrame(rows)
 
 def _finished(fn, settings):
     "Tensors and info of a run that was finished before with the same settings, or None"
     if not fn.exists(): return
     tensors,info = load_tensors(fn)
+    if 'valid_preds' not in tensors: raise ValueError(f"{fn} was made by an older version of ols_fastai: remove it, or give another --out")
     old = info['settings']
-    differ = [f"{k} was {old.get(k)!r} and is now {settings.get(k)!r}" for k in {**settings,**old} if old.get(k)!=settings.get(k)]
-    if differ: raise ValueError(f"{fn} was made with other settings ({'; '.join(differ)}): give another --out, or remove it")
+    _same_settings(fn, old, settings)
     return tensors,info
+
+def _same_settings(fn, old, new):
+    differ = [f"{k} was {old.get(k)!r} and is now {new.get(k)!r}" for k in {**new,**old} if old.get(k)!=new.get(k)]
+    if differ: raise ValueError(f"{fn} was made with other settings ({'; '.join(differ)}): give another --out, or remove it")
+
+def _with_others(rows, old):
+    "The rows of this comparison, and those of methods and seeds that only an earlier one in the same folder had"
+    if old is None or list(old)!=list(rows): return rows
+    keys = set(zip(rows.method, rows.seed))
+    return pd.concat([rows, old[[o not in keys for o in zip(old.method, old.seed)]]], ignore_index=True)
 
 def _check_compare(specs, epochs, seeds, lr, bs):
     if not specs: raise ValueError(f"no method given: choose from {', '.join(methods)}")
-    for o in specs: parse_method(o)
-    if len(set(specs))<len(specs): raise ValueError(f"a method is given twice: {', '.join(specs)}")
+    parsed = [parse_method(o) for o in specs]
+    for name,args in parsed:
+        if not methods[name].needs_baseline: methods[name].make(**args)  # a wrong setting shows before anything is trained
+    if len(set(map(str, parsed)))<len(specs): raise ValueError(f"a method is given twice: {', '.join(specs)}")
     for k,v in dict(epochs=epochs, seeds=seeds, bs=bs).items():
         if v<1: raise ValueError(f"{k} must be at least 1, got {v}")
     if not lr>0: raise ValueError(f"lr must be above 0, got {lr}")
@@ -169,7 +186,7 @@ def versions()->dict:
     return dict(python=platform.python_version(), machine=platform.machine(), cores=os.cpu_count(),
                 **{o: version(o) for o in ('ols_fastai','fastai','torch','timm','opencv-python')})
 
-# %% ../nbs/08_experiment.ipynb #96d1dd36
+# %% ../nbs/08_experiment.ipynb #e4462280
 def load_comparison(
     out:str|Path, # Folder that `compare` wrote
     seed:int=0
@@ -180,11 +197,13 @@ def load_comparison(
 
 def save_pictures(
     out:str|Path, # Folder that `compare` wrote
+    specs:list, # Methods to show
     n_bins:int=15, # Bins of the reliability diagram
     most:int=6 # Lines on it; more can't be told apart
 )->list: # Files
     "Reliability diagram of the methods, and a heat map of the first soft labels, of seed 0"
     out,runs = Path(out),load_comparison(out)
+    runs = {o: runs[o] for o in specs}
     shown = {method_title(k): (t['preds'],t['targs']) for k,(t,_) in list(runs.items())[:most]}
     figs = {'reliability.png': plot_reliability(shown, n_bins)}
     soft = first(runs.items(), lambda o: parse_method(o[0])[0]=='ols')
@@ -215,7 +234,7 @@ def print_summary(
             table.add_row(method_title(method).replace(' ', '\n'), *[f'[bold]{v}[/]' if best.get(k)==method else v for k,v in row.items()])
         console.print(table)
 
-# %% ../nbs/08_experiment.ipynb #a10614b8
+# %% ../nbs/08_experiment.ipynb #09cc755c
 def _parser():
     p = argparse.ArgumentParser('ols_compare', formatter_class=argparse.RawDescriptionHelpFormatter, description=(
         "Train the same network with hard labels, label smoothing, online label smoothing or others,\n"
@@ -242,7 +261,7 @@ runs/ with the predictions, and pictures. The same command again goes on where i
     data.add_argument('--flip', action='store_true', help='mirror training images at random; changes laterality')
     data.add_argument('--n-per-class', type=int, metavar='N', help='train on a random sample of N images a class')
     run = p.add_argument_group('training')
-    run.add_argument('--methods', default='hard,ls,ols', help="which to compare, separated by commas, or all; settings go behind a colon: ls:eps=0.03,ols:alpha=0.8 (default: %(default)s). "
+    run.add_argument('--methods', default='hard,ls,ols', help="which to compare, separated by commas, or all; settings go behind colons: ls:eps=0.03,ols:alpha=0.8:momentum=0.5 (default: %(default)s). "
                      + 'There are ' + '; '.join(f"{k} ({m.title}{''.join(f', {a}={v}' for a,v in m.defaults.items())})" for k,m in methods.items()))
     run.add_argument('--arch', default='resnet50', help='small_cnn, ResNet-50, MobileNetV2, VGG-19 or any name of timm (default: %(default)s)')
     run.add_argument('--pretrained', action='store_true', help='start from weights that timm downloads')
@@ -264,6 +283,7 @@ def ols_compare(
     p = _parser()
     a = p.parse_args(argv)
     given = [o for o in ('train','valid','test') if getattr(a, o)]
+    if a.workers is not None and a.workers<0: p.error(f'--workers must be 0 or more, got {a.workers}')
     if a.data and (given or a.root): p.error(f"--data brings its own lists: leave out --{(given or ['root'])[0]}")
     if not a.data and len(given)<3: p.error(f"--{', --'.join(o for o in ('train','valid','test') if o not in given)} missing: give three lists, or --data brain_regions")
     console = Console(force_jupyter=False)
@@ -276,10 +296,11 @@ def ols_compare(
         results = compare(**lists, out=a.out, root=a.root, specs=[o.strip() for o in a.methods.split(',') if o.strip()], arch=a.arch, epochs=a.epochs, seeds=a.seeds,
                           lr=a.lr, bs=a.bs, size=a.size, crop=a.crop, flip=a.flip, n_per_class=a.n_per_class, pretrained=a.pretrained,
                           n_bins=a.bins, num_workers=a.workers, console=console)
-        pictures = save_pictures(a.out, a.bins)
+        pictures = save_pictures(a.out, list(dict.fromkeys(results.method)), a.bins)
     except (ValueError, OSError, ImportError) as e:
         if a.debug: raise
-        print(f'ols_compare: {e}', file=sys.stderr)
+        # an error in a worker process comes with its traceback as text
+        print(f"ols_compare: {str(e).strip().splitlines()[-1] if 'Original Traceback' in str(e) else e}", file=sys.stderr)
         return 2
     print_summary(results, console)
     for o in [Path(a.out)/'results.csv', *pictures]: console.print(o, highlight=False, soft_wrap=True)

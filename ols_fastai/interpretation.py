@@ -83,7 +83,7 @@ def most_alike(
     i,j = np.unravel_index(top, S.shape)
     return pd.DataFrame({'class': [class_names[o] for o in i], 'resembles': [class_names[o] for o in j], 'probability': S[i,j]})
 
-# %% ../nbs/07_interpretation.ipynb #6386667b
+# %% ../nbs/07_interpretation.ipynb #8064be0e
 class CalibrationInterpretation(Interpretation):
     "Tables and pictures of how far a network's probabilities can be trusted"
     def __init__(self,
@@ -107,7 +107,9 @@ class CalibrationInterpretation(Interpretation):
         act=None # Activation; default: that of the learner's loss
     ):
         "Predict once, and keep what the tables and pictures need"
-        if dl is None: dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)
+        if dl is None:
+            if ds_idx>=len(learn.dls.loaders): raise ValueError(f"this learner has {len(learn.dls.loaders)} loaders and no number {ds_idx}: was a test list given?")
+            dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)
         preds,targs,losses = learn.get_preds(dl=dl, with_loss=True, act=act)
         return cls(learn, dl, losses, act, preds, targs)
 

@@ -7,8 +7,8 @@ __all__ = ['methods', 'SoftmaxLoss', 'FLSD53', 'DualFocal', 'MDCA', 'MbLS', 'Max
            'tfkd_reg', 'class_accuracy', 'ls_plus', 'CPLSCallback', 'TfKDSelf', 'fit_temperature', 'apply_temperature',
            'Method', 'parse_method', 'method_title']
 
-# %% ../nbs/02_rivals.ipynb #d8418459
-import ast, inspect
+# %% ../nbs/02_rivals.ipynb #de3e15f7
+import ast, inspect, warnings
 from fastai.basics import *
 from fastai.callback.mixup import MixUp
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
@@ -67,7 +67,7 @@ class MaxSup(nn.Module):
     def forward(self, logits, targs):
         return _reduce(-_log_p_true(logits, targs) + self.weight*(logits.amax(-1)-logits.mean(-1)), self.reduction)
 
-# %% ../nbs/02_rivals.ipynb #d6a9d328
+# %% ../nbs/02_rivals.ipynb #2de67610
 class TargetCallback(OLSCallback):
     "Train on `alpha` times the learner's own loss plus cross-entropy with settled rows"
     def __init__(self,
@@ -77,6 +77,8 @@ class TargetCallback(OLSCallback):
         if not 0<=alpha<1: raise ValueError(f"alpha must be in [0, 1), got {alpha}")
         super().__init__(alpha)
         self.settled = rows
+
+    def save(self, fn): raise NotImplementedError("settled targets have learnt nothing that could be saved: make the callback anew")
 
     def make_labels(self, K):
         rows = torch.as_tensor(self.settled(K), dtype=torch.float)
@@ -89,13 +91,18 @@ class TargetCallback(OLSCallback):
         super().before_train()
         self.learning = False
 
-# %% ../nbs/02_rivals.ipynb #ad14cf39
+# %% ../nbs/02_rivals.ipynb #8aeb192b
+def _between(name, v, lo, hi):
+    if not lo<=v<=hi: raise ValueError(f"{name} must be in [{lo:g}, {hi:g}], got {v}")
+    return v
+
 def virtual_teacher(
     K:int, # Classes
     T:float=20., # Temperature
     mode:str='paper' # 'paper': u^(1/T), renormalised; 'code': softmax(u/T)
 )->Tensor: # (K,K) rows that sum to 1
     "The tempered virtual teacher of Tf-KD_reg"
+    _between('T', T, 1e-3, float('inf'))
     if mode not in ('paper','code'): raise ValueError(f"unknown mode {mode!r}: choose 'paper' or 'code'")
     u = torch.full((K,K), .01/(K-1), dtype=torch.float64).fill_diagonal_(.99)
     return (u.log()/T).softmax(-1) if mode=='paper' else (u/T).softmax(-1)
@@ -108,6 +115,7 @@ def tfkd_reg(
 )->TargetCallback:
     "Teacher-free distillation with a virtual teacher. Defaults: the authors' repository for ResNet-18"
     def rows(K): return a*virtual_teacher(K, T, mode)*(mult/K if mode=='code' else 1.)
+    _between('a', a, 1e-9, 1); _between('mult', mult, 0, float('inf'))
     virtual_teacher(2, T, mode)
     return TargetCallback(rows, alpha=1-a)
 
@@ -129,7 +137,7 @@ def ls_plus(
     def rows(K): return (1-alpha)*(((1-c)/(K-1))[:,None].expand(K, K).clone().fill_diagonal_(0.) + torch.diag(c))
     return TargetCallback(rows, alpha=alpha)
 
-# %% ../nbs/02_rivals.ipynb #4fc5185c
+# %% ../nbs/02_rivals.ipynb #86858f77
 class CPLSCallback(OLSCallback):
     "CPLS-style: soft labels are the rows of the validation set's confusion matrix (after Kuiry et al. 2024)"
     run_valid = True
@@ -137,6 +145,8 @@ class CPLSCallback(OLSCallback):
         alpha:float=.5, # Share of the learner's own loss
         momentum:float=.5 # Share of the old row that is kept after an epoch
     ): super().__init__(alpha, init='hard', fallback='previous', momentum=momentum, correct_only=False)
+
+    def save(self, fn): raise NotImplementedError("CPLSCallback can't be saved: its soft labels are made anew by an epoch of validation")
 
     def before_train(self):
         super().before_train()
@@ -150,7 +160,7 @@ class CPLSCallback(OLSCallback):
         self.labels.accumulate(F.one_hot(guess, self.labels.n_classes).float(), targs, self._without_padding(w>0))
         self.now.n_taken += 1
 
-# %% ../nbs/02_rivals.ipynb #b31fe8c7
+# %% ../nbs/02_rivals.ipynb #3968964a
 class TfKDSelf(Callback):
     "Distil from a network that was trained before (Tf-KD_self, Yuan et al. 2020)"
     order,run_valid = OLSCallback.order,False
@@ -159,8 +169,7 @@ class TfKDSelf(Callback):
         a:float=.95, # Share of the distillation term
         T:float=20. # Temperature
     ):
-        if not 0<=a<=1: raise ValueError(f"a must be in [0, 1], got {a}")
-        self.teacher,self.a,self.T = baseline.model.eval(),a,T
+        self.teacher,self.a,self.T = baseline.model.eval(),_between('a', a, 0, 1),_between('T', T, 1e-3, float('inf'))
 
     def before_fit(self): self.teacher.to(next(self.learn.model.parameters()).device).eval()
 
@@ -171,12 +180,16 @@ class TfKDSelf(Callback):
         self.learn.loss_grad = (1-self.a)*self.learn.loss_grad + self.a*self.T**2*kl
         self.learn.loss = self.learn.loss_grad.clone()
 
-# %% ../nbs/02_rivals.ipynb #c92a4085
+# %% ../nbs/02_rivals.ipynb #f21ce8e2
 def fit_temperature(
     preds:Tensor, # (N,K) probabilities on a calibration set that is not the test set
     targs:Tensor # (N,) true classes
 )->float:
-    "The temperature with the least negative log-likelihood (L-BFGS on its logarithm)"
+    "The temperature, in [0.05, 20], with the least negative log-likelihood (L-BFGS on its logarithm). Warns and returns 1 where all guesses are right, or none"
+    right = preds.argmax(-1)==targs
+    if right.all() or not right.any():  # the best temperature would be 0 or infinite
+        warnings.warn(f"the network is {'always' if right.all() else 'never'} right on these {len(targs)} images, so that they can't calibrate it: the temperature stays 1")
+        return 1.
     logp,t = preds.double().clamp(min=1e-30).log(),torch.zeros((), dtype=torch.float64, requires_grad=True)
     opt = torch.optim.LBFGS([t], max_iter=100, tolerance_grad=1e-9, line_search_fn='strong_wolfe')
     def closure():
@@ -185,7 +198,7 @@ def fit_temperature(
         loss.backward()
         return loss
     opt.step(closure)
-    return t.exp().item()
+    return min(20., max(.05, t.exp().item()))
 
 def apply_temperature(
     preds:Tensor, # (N,K) probabilities
@@ -194,7 +207,7 @@ def apply_temperature(
     "Probabilities with their logits divided by `T`"
     return (preds.double().clamp(min=1e-30).log()/T).softmax(-1)
 
-# %% ../nbs/02_rivals.ipynb #673c4cb1
+# %% ../nbs/02_rivals.ipynb #0cc5ac77
 class Method:
     "A way to train: how it is called in tables, where it comes from, and what makes its loss and callback"
     def __init__(self,
@@ -211,7 +224,7 @@ def _ce(cb): return CrossEntropyLossFlat(),cb
 
 methods = dict(
     hard     = Method('hard labels', lambda: _ce(None), 'cross-entropy'),
-    ls       = Method('label smoothing', lambda eps=.1: (CrossEntropyLossFlat(label_smoothing=eps), None), 'Szegedy et al. 2016, eps/K form, eps from there'),
+    ls       = Method('label smoothing', lambda eps=.1: (CrossEntropyLossFlat(label_smoothing=_between('eps', eps, 0, 1)), None), 'Szegedy et al. 2016, eps/K form, eps from there'),
     ols_auto = Method("OLS, alpha 'auto'", lambda momentum=0.: _ce(OLSCallback('auto', momentum=momentum)), 'this package: alpha follows the validation gap'),
     ols      = Method('online label smoothing', lambda alpha=.5, momentum=0., warmup=0, init='uniform', fallback='uniform', correct_only=True:
                       _ce(OLSCallback(alpha, momentum=momentum, warmup=warmup, init=init, fallback=fallback, correct_only=correct_only)), "Zhang et al. 2021, alpha from the authors' code"),
@@ -219,18 +232,18 @@ methods = dict(
     tfkd_self= Method('Tf-KD_self', lambda baseline, a=.95, T=20.: _ce(TfKDSelf(baseline, a, T)), "Yuan et al. 2020, settings from the authors' repository (MobileNetV2)"),
     cpls     = Method('CPLS-style', lambda alpha=.5, momentum=.5: _ce(CPLSCallback(alpha, momentum)), 'after Kuiry et al. 2024; no public code, weights ours'),
     ls_plus  = Method('LS+', lambda baseline, alpha=.5: _ce(ls_plus(baseline, alpha)), 'Sambyal et al. 2024'),
-    focal    = Method('focal loss', lambda gamma=3.: (FocalLossFlat(gamma=gamma), None), 'Lin et al. 2017, gamma from Mukhoti et al. 2020'),
+    focal    = Method('focal loss', lambda gamma=3.: (FocalLossFlat(gamma=_between('gamma', gamma, 0, 100)), None), 'Lin et al. 2017, gamma from Mukhoti et al. 2020'),
     flsd53   = Method('FLSD-53', lambda: (SoftmaxLoss(FLSD53), None), 'Mukhoti et al. 2020'),
-    dual_focal = Method('dual focal loss', lambda gamma=5.: (SoftmaxLoss(DualFocal, gamma=gamma), None), 'Tao et al. 2023'),
+    dual_focal = Method('dual focal loss', lambda gamma=5.: (SoftmaxLoss(DualFocal, gamma=_between('gamma', gamma, 0, 100)), None), 'Tao et al. 2023'),
     mdca     = Method('MDCA', lambda beta=1.: (SoftmaxLoss(MDCA, beta=beta), None), 'Hebbalaguppe et al. 2022'),
     mbls     = Method('MbLS', lambda margin=10., weight=.1: (SoftmaxLoss(MbLS, margin=margin, weight=weight), None), 'Liu et al. 2022'),
     maxsup   = Method('MaxSup', lambda weight=.1: (SoftmaxLoss(MaxSup, weight=weight), None), 'Zhou et al. 2025'),
-    mixup    = Method('mixup', lambda alpha=.4: _ce(MixUp(alpha)), "Zhang et al. 2018, alpha from fastai"),
+    mixup    = Method('mixup', lambda alpha=.4: _ce(MixUp(_between('alpha', alpha, 1e-3, 100))), "Zhang et al. 2018, alpha from fastai"),
 )
 
-# %% ../nbs/02_rivals.ipynb #f8e5eaa4
+# %% ../nbs/02_rivals.ipynb #10210539
 def parse_method(
-    spec:str # A name of `methods`, or one with settings: 'ls:eps=0.03,alpha=...'
+    spec:str # A name of `methods`, or one with settings: 'ols:alpha=0.8:momentum=0.5'
 )->tuple: # Name and settings, defaults included
     "Read a method's name and settings. Raises `ValueError` naming what can be chosen"
     name,_,args = spec.strip().partition(':')
@@ -243,7 +256,7 @@ def parse_method(
         except (ValueError, SyntaxError): pass  # a word
         want = type(settings[k])
         if want is float and type(v) is int: v = float(v)
-        if type(v) is not want: raise ValueError(f"{name}:{k} must be a {want.__name__}, got {v!r}")
+        if type(v) is not want or v!=v or v in (float('inf'),-float('inf')): raise ValueError(f"{name}:{k} must be a {want.__name__}, got {v!r}")
         settings[k] = v
     return name,settings
 

@@ -41,7 +41,7 @@ def soft_cross_entropy(
     if reduction=='sum': return loss.sum()
     return loss.mean() if weight is None else loss.sum()/weight.sum()
 
-# %% ../nbs/00_soft_labels.ipynb #01256937
+# %% ../nbs/00_soft_labels.ipynb #3237b973
 class SoftLabels(nn.Module):
     """Soft labels learnt online: row `y` of `S` is the target distribution of class `y` (Zhang et al. 2021, Eqs. 4-5).
 
@@ -109,6 +109,16 @@ class SoftLabels(nn.Module):
     def learnt(self)->dict:
         "The buffers that hold the soft labels, without those that accumulate"
         return {k: v for k,v in self.named_buffers() if k in ('dense','top_p','top_idx','tail','fell_back')}
+
+    def __getstate__(self):
+        "Accumulators are not pickled: an exported learner must not carry K*K zeros"
+        return {**super().__getstate__(), '_buffers': {k: v for k,v in self._buffers.items() if k not in ('sums','counts')}}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        device = self.fell_back.device
+        self.register_buffer('sums', torch.zeros(self.n_classes+2, self.n_classes, device=device))
+        self.register_buffer('counts', torch.zeros(self.n_classes+2, dtype=torch.long, device=device))
 
     def extra_repr(self): return f"n_classes={self.n_classes}, fallback={self.fallback!r}, momentum={self.momentum}"
 
