@@ -365,7 +365,50 @@ def test_interruption_leaves_loss_and_soft_labels_whole(error, event):
     learn.fit(1, cbs=[cb,correct])
     assert cb.n_trained==2 and cb.history[-1]['n_correct']==sum(correct.seen)  # nothing of the broken epoch is left
 
+@pytest.mark.parametrize('error', [KeyboardInterrupt, CancelFitException])
+@pytest.mark.parametrize('event', ['after_batch','before_validate'])
+def test_evaluation_after_an_interrupted_epoch_teaches_nothing(tmp_path, error, event):
+    class Stop(Callback):
+        order = 50
+        def __init__(self): setattr(self, event, self.stop)
+        def stop(self):
+            if self.epoch==1 and (event=='before_validate' or self.iter==3): raise error
+    stop,cb = Stop(),OLSCallback(checkpoint=tmp_path/'a')
+    learn = toy_learner(cbs=cb)
+    try: learn.fit(3, cbs=stop)
+    except KeyboardInterrupt: pass
+    S,n = cb.S.clone(),cb.n_trained
+    learn.remove_cbs(learn.cbs.filter(lambda o: type(o).__name__=='Stop'))
+    learn.get_preds(); learn.validate()
+    # an epoch whose validation was broken off by CancelFit has ended for fastai (`after_epoch` was not called): it is not counted
+    assert cb.n_trained==n==1 and torch.equal(cb.S, S) and OLSCallback.load(tmp_path/'a').n_trained==1
+
 # ---- saving
+
+def test_a_checkpoint_that_can_not_be_written_shows_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nofolder'): OLSCallback(checkpoint=tmp_path/'nofolder/a')
+
+def test_numbers_of_numpy_can_be_saved(tmp_path):
+    cb = OLSCallback(alpha=np.float32(.25), period=np.int64(4), momentum=np.float64(.5), checkpoint=tmp_path/'a')
+    toy_learner().fit(1, cbs=cb)
+    back = OLSCallback.load(tmp_path/'a')
+    assert (back.alpha,back.period,back.label_args)==(.25,4,dict(momentum=.5))
+
+@pytest.mark.parametrize('saved,wanted', [(None,2), (2,None), (3,2)])
+def test_load_with_another_top_k(tmp_path, saved, wanted):
+    cb = OLSCallback(top_k=saved)
+    toy_learner().fit(1, cbs=cb); cb.save(tmp_path/'a')
+    back = OLSCallback.load(tmp_path/'a', top_k=wanted)
+    same(back.S.sum(1), torch.ones(K))
+    same(back.S.topk(2).values, cb.S.topk(2).values)
+    assert back.labels.top_k==wanted
+
+def test_lr_find_with_another_network_binds_nothing():
+    cb = OLSCallback()
+    toy_learner(cbs=cb).lr_find(num_it=6, show_plot=False)
+    other = toy_learner(K=4)
+    other.fit(1, cbs=cb)
+    assert cb.S.shape==(4,4)
 
 def test_save_and_load_keep_everything(tmp_path):
     cb = OLSCallback(alpha=.3, fallback='ls', eps=.2, momentum=.5, warmup=1, period=4, min_lam=.7)
