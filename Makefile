@@ -48,7 +48,7 @@ export: setup ## notebooks -> package
 	$(BIN)/nbdev_export
 
 notebooks: setup export ## runs all notebooks and keeps their outputs
-	cd nbs && for nb in *.ipynb tutorials/*.ipynb; do test ! -e $$nb || (cd $$(dirname $$nb) && PYTHONWARNINGS=ignore $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
+	cd nbs && for nb in *.ipynb tutorials/*.ipynb; do test ! -e $$nb || (cd $$(dirname $$nb) && env -u MPLBACKEND PYTHONWARNINGS=ignore $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 
