@@ -137,7 +137,7 @@ def rows(self:SoftLabels,
         raise IndexError(f"labels {bad} are outside 0..{self.n_classes-1}: the network has {self.n_classes} outputs; "
                          "check the data's vocab, or set the loss's ignore_index") from e
 
-# %% ../nbs/00_soft_labels.ipynb #9637c481
+# %% ../nbs/00_soft_labels.ipynb #b75c3488
 @patch
 @torch.no_grad()
 def accumulate(self:SoftLabels,
@@ -148,10 +148,10 @@ def accumulate(self:SoftLabels,
     "Add the probabilities of the correctly classified samples to the rows of their classes"
     conf,guess = preds.max(-1)
     finite = conf<float('inf')  # a NaN anywhere in a row is its maximum, and compares as false; `isfinite` takes five operations
-    ok = finite if keep is None else finite & keep
-    if self.correct_only: ok = ok & (guess==targs)
+    if keep is None: keep = torch.ones_like(finite)
+    ok = keep & (guess==targs) if self.correct_only else keep
     rows = targs.where(ok, self.n_classes)  # samples that don't count go to a row of their own: cheaper than to take them out
-    rows = rows.where(finite if keep is None else finite | ~keep, self.n_classes+1)
+    rows = rows.where(finite | ~keep, self.n_classes+1)
     self.sums.index_add_(0, rows, preds.float())
     self.counts.index_add_(0, rows, torch.ones_like(rows))
 
