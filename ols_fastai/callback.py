@@ -143,14 +143,13 @@ def after_pred(self:OLSCallback):
     targs,w = self._weights(self._check(self.learn.pred, self.learn.yb[0]))
     self.now.targs = targs, self.labels.rows(targs), w
 
-# %% ../nbs/01_callback.ipynb #e11f9e61
+# %% ../nbs/01_callback.ipynb #aafa9931
 @patch
 def after_loss(self:OLSCallback):
     "Add the soft term, and put this batch aside for `after_batch`"
     if self.now.targs is None: return
     if not self.training: return self._watch_validation()
-    pred,axis,reduction = self.learn.pred.as_subclass(Tensor),self.loss_args['axis'],self.loss_args['reduction']
-    z = pred.movedim(axis, -1).flatten(0, -2)
+    z,reduction = self._logits(),self.loss_args['reduction']
     targs,rows,w = self.now.targs
     keep = w>0
     if self.mixer is None: soft = soft_cross_entropy(z, rows, w, reduction)
@@ -166,6 +165,11 @@ def after_loss(self:OLSCallback):
         self.learn.loss = self.learn.loss_grad.clone()
     self.now.targs = None
     if self.learning: self.now.batch = z.detach(),targs,self._without_padding(keep)
+
+@patch
+def _logits(self:OLSCallback):
+    "The batch's predictions, a row each"
+    return self.learn.pred.as_subclass(Tensor).movedim(self.loss_args['axis'], -1).flatten(0, -2)
 
 @patch
 def _without_padding(self:OLSCallback, keep):
@@ -223,15 +227,14 @@ def after_fit(self:OLSCallback):
     if missed: warnings.warn(f"{len(missed)} of {self.labels.n_classes} classes had too few correct samples in the last epoch and have "
                              f"{self.label_args.get('fallback', 'uniform')!r} soft labels: {', '.join(map(str, missed[:10]))}{' ...' if len(missed)>10 else ''}")
 
-# %% ../nbs/01_callback.ipynb #18c2e62d
+# %% ../nbs/01_callback.ipynb #0ef07a20
 @patch
 def _watch_validation(self:OLSCallback):
     "Add up confidence, correct answers and samples; for `alpha='auto'` alone"
     targs,_,w = self.now.targs
     self.now.targs = None
     if not self.now.in_fit: return  # `validate` by itself teaches nothing
-    pred = self.learn.pred.as_subclass(Tensor).movedim(self.loss_args['axis'], -1).flatten(0, -2)
-    conf,guess = pred.float().softmax(-1).max(-1)
+    conf,guess = self._logits().float().softmax(-1).max(-1)
     keep = self._without_padding(w>0) & (conf<float('inf'))
     sums = torch.stack([o.masked_fill(~keep, 0.).sum() for o in (conf, (guess==targs).float(), torch.ones_like(conf))])
     self.now.valid = sums if self.now.valid is None else self.now.valid+sums

@@ -137,7 +137,7 @@ def ls_plus(
     def rows(K): return (1-alpha)*(((1-c)/(K-1))[:,None].expand(K, K).clone().fill_diagonal_(0.) + torch.diag(c))
     return TargetCallback(rows, alpha=alpha)
 
-# %% ../nbs/02_rivals.ipynb #86858f77
+# %% ../nbs/02_rivals.ipynb #f2033a67
 class CPLSCallback(OLSCallback):
     "CPLS-style: soft labels are the rows of the validation set's confusion matrix (after Kuiry et al. 2024)"
     run_valid = True
@@ -156,7 +156,7 @@ class CPLSCallback(OLSCallback):
         if self.training: return super().after_loss()
         if not self.now.in_fit or self.now.targs is None: return  # `validate` by itself teaches nothing either
         targs,_,w = self.now.targs
-        guess = self.pred.as_subclass(Tensor).movedim(self.loss_args['axis'], -1).flatten(0, -2).argmax(-1)
+        guess = self._logits().argmax(-1)
         self.labels.accumulate(F.one_hot(guess, self.labels.n_classes).float(), targs, self._without_padding(w>0))
         self.now.n_taken += 1
 
