@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['methods', 'SoftmaxLoss', 'FLSD53', 'DualFocal', 'MDCA', 'MbLS', 'MaxSup', 'TargetCallback', 'virtual_teacher',
-           'tfkd_reg', 'class_accuracy', 'ls_plus', 'CPLSCallback', 'TfKDSelf', 'fit_temperature', 'apply_temperature',
-           'Method', 'parse_method', 'method_title']
+           'tfkd_reg', 'class_accuracy', 'ls_plus', 'CPLSCallback', 'TfKDSelf', 'geodesic_distance', 'geodesic_rows',
+           'GeoLSCallback', 'fit_temperature', 'apply_temperature', 'Method', 'parse_method', 'method_title']
 
-# %% ../nbs/02_rivals.ipynb #de3e15f7
+# %% ../nbs/02_rivals.ipynb #21be9494
 import ast, inspect, warnings
 from fastai.basics import *
 from fastai.callback.mixup import MixUp
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 from .callback import *
 from .soft_labels import *
 
@@ -179,6 +181,69 @@ class TfKDSelf(Callback):
         kl = F.kl_div((z.float()/self.T).log_softmax(-1), (t.float()/self.T).softmax(-1), reduction='batchmean')
         self.learn.loss_grad = (1-self.a)*self.learn.loss_grad + self.a*self.T**2*kl
         self.learn.loss = self.learn.loss_grad.clone()
+
+# %% ../nbs/02_rivals.ipynb #a8c2d5b1
+def geodesic_distance(
+    mask, # (H,W) class of each pixel
+    image, # (C,H,W) or (H,W)
+    K:int, # Classes
+    weight:float=1. # Of a step of 1 in brightness, against one pixel's width
+)->np.ndarray: # (K,H,W) in pixels; infinite for a class that is not there
+    "Geodesic distance of each pixel to the nearest one of each class, over 8 neighbours"
+    mask,image = np.asarray(mask),np.asarray(image, dtype=float)
+    image = image.reshape(-1, *mask.shape)
+    H,W = mask.shape
+    idx,edges = np.arange(H*W).reshape(H, W),[]
+    for dy,dx in ((0,1),(1,0),(1,1),(1,-1)):
+        here = np.s_[..., :H-dy, max(0,-dx):W-max(0,dx)]
+        there = np.s_[..., dy:, max(0,dx):W-max(0,-dx)]
+        step = ((image[here]-image[there])**2).sum(0)
+        edges.append((idx[here].ravel(), idx[there].ravel(), np.sqrt(dy**2+dx**2+weight**2*step).ravel()))
+    i,j,d = map(np.concatenate, zip(*edges))
+    graph = csr_array((d, (i,j)), shape=(H*W,H*W))
+    out = np.full((K,H*W), np.inf)
+    for k in range(K):
+        if (start := np.flatnonzero(mask==k)).size: out[k] = dijkstra(graph, directed=False, indices=start, min_only=True)
+    return out.reshape(K, H, W)
+
+def geodesic_rows(
+    mask, # (H,W) class of each pixel
+    image, # (C,H,W) or (H,W)
+    K:int, # Classes
+    weight:float=1. # See `geodesic_distance`
+)->np.ndarray: # (K,H,W), sums to 1 over the classes
+    "The `G` of GeoLS: `exp(-d/mean d)`, normalised over classes; uniform in an image where no pixel has a class"
+    d = geodesic_distance(mask, image, K, weight)
+    mean = d.mean((1,2), keepdims=True)
+    there = np.isfinite(mean)
+    G = np.where(there, np.exp(-d/np.where(there & (mean>0), mean, 1)), 0)
+    return G/G.sum(0) if there.any() else np.full_like(G, 1/K)
+
+# %% ../nbs/02_rivals.ipynb #07b40fb8
+class GeoLSCallback(TargetCallback):
+    "Geodesic label smoothing for segmentation (GeoLS, Vasudeva et al. 2024)"
+    def __init__(self,
+        a:float=.1, # Share of the geodesic term
+        weight:float=1. # Of the image's edges, see `geodesic_distance`
+    ):
+        if not 0<a<=1: raise ValueError(f"a must be in (0, 1], got {a}")
+        if not 0<=weight<float('inf'): raise ValueError(f"weight must be 0 or more, got {weight}")
+        super().__init__(lambda K: a*torch.eye(K), alpha=1-a)
+        self.edge_weight = weight
+
+    def before_train(self):
+        super().before_train()
+        if self.mixer is not None: raise ValueError("GeoLS needs images and masks as they are: train without MixUp and CutMix")
+
+    def after_pred(self):
+        super().after_pred()
+        if self.now.targs is None: return
+        targs,_,w = self.now.targs
+        masks,images = (o[0].as_subclass(Tensor).cpu().numpy() for o in (self.learn.yb,self.learn.xb))
+        if masks.ndim!=3 or images.shape[-2:]!=masks.shape[-2:]:
+            raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images {images.shape}")
+        G = np.stack([geodesic_rows(m, x, self.labels.n_classes, self.edge_weight) for m,x in zip(masks, images)])
+        self.now.targs = targs, torch.as_tensor(G, dtype=torch.float, device=w.device).movedim(1, -1).flatten(0, -2), w
 
 # %% ../nbs/02_rivals.ipynb #f21ce8e2
 def fit_temperature(
