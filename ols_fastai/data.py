@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['splits', 'half', 'read_list', 'read_lists', 'find_root', 'sample_per_class', 'read_image', 'CVImage', 'encodes',
-           'CVResize', 'one_cv_thread', 'CVImageBlock', 'RowPath', 'split_column', 'list_block', 'list_dls']
+           'CVResize', 'one_cv_thread', 'CVImageBlock', 'RowPath', 'split_column', 'list_block', 'leave_out',
+           'list_dls']
 
 # %% ../nbs/04_data.ipynb #009bd998
 import cv2, torch, numpy as np, pandas as pd
@@ -84,16 +85,23 @@ def sample_per_class(
     shuffled = df.sample(frac=1, random_state=seed)
     return df[(shuffled.groupby('label').cumcount()<n).reindex(df.index)]
 
-# %% ../nbs/04_data.ipynb #4f0ba7d0
+# %% ../nbs/04_data.ipynb #6327aa88
+def _is_cut(data):
+    "Does the end of a PNG, JPEG or BMP miss? OpenCV would fill up with grey and say nothing"
+    if data.startswith(b'\x89PNG'): return b'IEND' not in data
+    if data.startswith(b'\xff\xd8'): return data.rfind(b'\xff\xd9')<data.rfind(b'\xff\xda')  # after the last scan; a thumbnail has an end of its own
+    return data.startswith(b'BM') and int.from_bytes(data[2:6], 'little')>len(data)
+
 def read_image(
     fn:str|Path # PNG, JPEG, TIFF or BMP; grey or colour, 8 or 16 bit
 )->np.ndarray: # (H,W) or (H,W,3) in RGB order, uint8 or uint16
-    "Read an image file with OpenCV. Raises `FileNotFoundError`, or `ValueError` for a file that is no image"
+    "Read an image file with OpenCV. Raises `FileNotFoundError`, or `ValueError` for a file that is no image or ends too early"
     fn = Path(fn)
     if not fn.is_file(): raise FileNotFoundError(f"no image file {fn}")
-    data = np.fromfile(fn, np.uint8)
-    a = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR) if data.size else None
-    if a is None: raise ValueError(f"{fn} ({data.size} bytes) is not an image that OpenCV can read: replace it or take it off the list")
+    data = fn.read_bytes()
+    if _is_cut(data): raise ValueError(f"{fn} ({len(data)} bytes) ends before its image does: copy it again or take it off the list")
+    a = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR) if data else None
+    if a is None: raise ValueError(f"{fn} ({len(data)} bytes) is not an image that OpenCV can read: replace it or take it off the list")
     if a.dtype not in (np.uint8,np.uint16): raise ValueError(f"{fn} has pixels of type {a.dtype}: only 8 and 16 bit images are supported")
     return cv2.cvtColor(a, cv2.COLOR_BGR2RGB) if a.ndim==3 else a
 
@@ -196,7 +204,21 @@ def list_block(
     return DataBlock(blocks=(CVImageBlock(stats), CategoryBlock(vocab=vocab, sort=False)), get_x=RowPath(find_root(df, root)), get_y=ColReader('label'),
                      splitter=split_column, item_tfms=CVResize(size, crop, flip))
 
-# %% ../nbs/04_data.ipynb #2c27c904
+# %% ../nbs/04_data.ipynb #6db752e6
+def leave_out(
+    df:pd.DataFrame, # From `read_lists`
+    exclude=None # CSV or table with the column `filename`; None keeps all
+)->pd.DataFrame:
+    "The rows whose file is not in `exclude`. Raises `ValueError` where a class would lose its last training image"
+    if exclude is None: return df
+    bad = exclude if isinstance(exclude, pd.DataFrame) else pd.read_csv(exclude)
+    if 'filename' not in bad: raise ValueError(f"what to leave out has the columns {list(bad)} and no filename: give a table of `check_images`, or one like it")
+    out = df[~df.filename.isin(set(bad.filename))].reset_index(drop=True)
+    gone = sorted(set(df.label)-set(out.label[out['split']=='train']))
+    if gone: raise ValueError(f"nothing would be left to train on of {', '.join(gone[:10])}: mend their files, or take them off all lists")
+    return out
+
+# %% ../nbs/04_data.ipynb #d1551e3c
 @delegates(list_block, but=['df'])
 def list_dls(
     train:str|Path, # CSV of the training images
@@ -208,10 +230,11 @@ def list_dls(
     seed:int=42, # Of that sample
     num_workers:int|None=None, # Processes that read images; default: one a core
     device=None, # Default: the GPU, if there is one
+    exclude=None, # File names to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
     **kwargs
 )->DataLoaders:
     "`DataLoaders` from list files with the columns `filename,label`"
-    df = read_lists(train, valid, test)
+    df = leave_out(read_lists(train, valid, test), exclude)
     if n_per_class is not None:
         is_train = df['split']=='train'
         df = pd.concat([sample_per_class(df[is_train], n_per_class, seed), df[~is_train]], ignore_index=True)
