@@ -59,10 +59,11 @@ def read_lists(
                                     "judged on images that it was trained or calibrated on")
     return df
 
-# %% ../nbs/04_data.ipynb #06c054de
+# %% ../nbs/04_data.ipynb #04f63ed3
 def find_root(
     df:pd.DataFrame, # From `read_lists`
-    root:str|Path # Folder that the file names are relative to, or the data set's own folder inside it
+    root:str|Path, # Folder that the file names are relative to, or the data set's own folder inside it
+    complete:bool=True # Must all files be there?
 )->Path: # The folder that they are relative to
     "Find where the images are. Raises `FileNotFoundError` naming the first missing image and how many there are"
     root = Path(root).expanduser().absolute()
@@ -70,7 +71,7 @@ def find_root(
     base = next((o for o in (root,root.parent) if (o/first_fn).exists()), None)
     if base is None: raise FileNotFoundError(f"no image {first_fn} under {root} or {root.parent}: root must be the folder that the list's file names are relative to"
                                              + ("; file names need / where this one has a backslash" if '\\' in first_fn else ''))
-    missing = [fn for fn in df.filename if not os.path.exists(os.path.join(base, fn))]
+    missing = [fn for fn in df.filename if not os.path.exists(os.path.join(base, fn))] if complete else []
     if missing: raise FileNotFoundError(f"{len(missing)} of {len(df)} images are missing under {base}; the first is {missing[0]}")
     return base
 
