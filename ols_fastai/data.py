@@ -59,7 +59,7 @@ def read_lists(
                                     "judged on images that it was trained or calibrated on")
     return df
 
-# %% ../nbs/04_data.ipynb #04f63ed3
+# %% ../nbs/04_data.ipynb #c96d8a14
 def find_root(
     df:pd.DataFrame, # From `read_lists`
     root:str|Path, # Folder that the file names are relative to, or the data set's own folder inside it
@@ -68,7 +68,7 @@ def find_root(
     "Find where the images are. Raises `FileNotFoundError` naming the first missing image and how many there are"
     root = Path(root).expanduser().absolute()
     first_fn = df.filename.iloc[0]
-    base = next((o for o in (root,root.parent) if (o/first_fn).exists()), None)
+    base = next((o for fn in (df.filename[:1] if complete else df.filename) for o in (root,root.parent) if (o/fn).exists()), None)
     if base is None: raise FileNotFoundError(f"no image {first_fn} under {root} or {root.parent}: root must be the folder that the list's file names are relative to"
                                              + ("; file names need / where this one has a backslash" if '\\' in first_fn else ''))
     missing = [fn for fn in df.filename if not os.path.exists(os.path.join(base, fn))] if complete else []
