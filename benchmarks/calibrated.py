@@ -13,7 +13,7 @@ from ols_fastai.callback import load_tensors
 from ols_fastai.data import sample_per_class
 from ols_fastai.datasets import brain_regions
 from ols_fastai.experiment import compare, versions, write_csv
-from ols_fastai.rivals import apply_temperature, fit_temperature
+from ols_fastai.posthoc import apply_temperature, fit_temperature
 
 here = Path(__file__).parent
 tuned = dict(LS=[f'ls:eps={o}' for o in (.01,.03,.05,.1,.2)], OLS=[f'ols:alpha={o}' for o in (.1,.3,.5,.7,.9)])
@@ -28,7 +28,7 @@ def noisy(src, dst, share, seed=0):
     df.loc[rows,'label'] = classes[(old+rng.integers(1, len(classes), len(rows)))%len(classes)]
     write_csv(df, dst)
 
-def lists(data, root):
+def lists(data, root=None):
     "Arguments of `compare` for the data and the regime"
     if data=='brain':
         src = brain_regions()

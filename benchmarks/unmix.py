@@ -9,7 +9,7 @@ import pandas as pd, torch
 from ols_fastai.calibration import calibration_row
 from ols_fastai.callback import load_tensors
 from ols_fastai.experiment import versions, write_csv
-from ols_fastai.rivals import apply_temperature, fit_temperature
+from ols_fastai.posthoc import apply_temperature, fit_temperature
 
 def em(p, T, n):
     pi = p

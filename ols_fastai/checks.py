@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 from .data import *
+from .images import *
 
 # %% ../nbs/05_checks.ipynb #28150ff2
 def _look(fn):

@@ -23,6 +23,7 @@ from .data import *
 from .datasets import *
 from .interpretation import *
 from .models import *
+from .posthoc import *
 from .rivals import *
 
 # %% ../nbs/12_experiment.ipynb #1889405a

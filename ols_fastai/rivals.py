@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['methods', 'SoftmaxLoss', 'FLSD53', 'DualFocal', 'MDCA', 'MbLS', 'MaxSup', 'TargetCallback', 'virtual_teacher',
            'tfkd_reg', 'class_accuracy', 'ls_plus', 'CPLSCallback', 'TfKDSelf', 'geodesic_distance', 'geodesic_rows',
-           'GeoLSCallback', 'fit_temperature', 'apply_temperature', 'Method', 'parse_method', 'method_title']
+           'GeoLSCallback', 'Method', 'parse_method', 'method_title']
 
 # %% ../nbs/02_rivals.ipynb #21be9494
-import ast, inspect, warnings
+import ast, inspect
 from fastai.basics import *
 from fastai.callback.mixup import MixUp
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
@@ -244,33 +244,6 @@ class GeoLSCallback(TargetCallback):
             raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images {images.shape}")
         G = np.stack([geodesic_rows(m, x, self.labels.n_classes, self.edge_weight) for m,x in zip(masks, images)])
         self.now.targs = targs, torch.as_tensor(G, dtype=torch.float, device=w.device).movedim(1, -1).flatten(0, -2), w
-
-# %% ../nbs/02_rivals.ipynb #f21ce8e2
-def fit_temperature(
-    preds:Tensor, # (N,K) probabilities on a calibration set that is not the test set
-    targs:Tensor # (N,) true classes
-)->float:
-    "The temperature, in [0.05, 20], with the least negative log-likelihood (L-BFGS on its logarithm). Warns and returns 1 where all guesses are right, or none"
-    right = preds.argmax(-1)==targs
-    if right.all() or not right.any():  # the best temperature would be 0 or infinite
-        warnings.warn(f"the network is {'always' if right.all() else 'never'} right on these {len(targs)} images, so that they can't calibrate it: the temperature stays 1")
-        return 1.
-    logp,t = preds.double().clamp(min=1e-30).log(),torch.zeros((), dtype=torch.float64, requires_grad=True)
-    opt = torch.optim.LBFGS([t], max_iter=100, tolerance_grad=1e-9, line_search_fn='strong_wolfe')
-    def closure():
-        opt.zero_grad()
-        loss = F.cross_entropy(logp/t.exp(), targs)
-        loss.backward()
-        return loss
-    opt.step(closure)
-    return min(20., max(.05, t.exp().item()))
-
-def apply_temperature(
-    preds:Tensor, # (N,K) probabilities
-    T:float # Above 1 softens
-)->Tensor: # (N,K) probabilities
-    "Probabilities with their logits divided by `T`"
-    return (preds.double().clamp(min=1e-30).log()/T).softmax(-1)
 
 # %% ../nbs/02_rivals.ipynb #0cc5ac77
 class Method:

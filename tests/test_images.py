@@ -1,7 +1,7 @@
 "Damaged image files: an error that names the file, or the right picture, never half of it."
 import cv2, numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from ols_fastai.data import read_image
+from ols_fastai.images import read_image
 
 def encoded(ext, depth=np.uint8, shape=(24,20), args=()):
     a = np.random.default_rng(0).integers(0, np.iinfo(depth).max+1, shape, dtype=depth)
