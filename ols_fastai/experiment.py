@@ -61,6 +61,11 @@ def _plain(o):
     if isinstance(o, np.ndarray): return _plain(o.tolist())
     return o.item() if isinstance(o, np.generic) else o
 
+def _order(dls):
+    "What draws the order of the training images; several processes wrap it"
+    dl = dls.train
+    return (dl.dl if isinstance(dl, DistributedDL) else dl).rng
+
 class _Unfinished(Callback):
     "Keep a run after each epoch, and put it back"
     order = 90  # after all that changes something at the end of an epoch
@@ -86,14 +91,14 @@ class _Unfinished(Callback):
     def before_epoch(self):
         if self.states is None or self.epoch<self.first_epoch: return
         s = dict(self.states, torch_state=self.states['torch_state'].cpu(), torch_cuda_state=[o.cpu() for o in self.states['torch_cuda_state']])
-        self.dls.train.rng.setstate(s.pop('order'))
+        _order(self.dls).setstate(s.pop('order'))
         set_random_states(**s)
         self.states = None
 
     def after_epoch(self):
         if self.epoch<self.first_epoch or rank_distrib(): return
         out = dict(settings=self.run_settings, epoch=self.epoch, seconds=time.perf_counter()-self.started, model=get_model(self.model).state_dict(), opt=_plain(self.opt.state_dict()),
-                   states=_plain({**get_random_states(), 'order': self.dls.train.rng.getstate()}))
+                   states=_plain({**get_random_states(), 'order': _order(self.dls).getstate()}))
         if self.ols is not None and self.ols.labels is not None:
             out.update(labels=self.ols.labels.learnt(), ols={k: getattr(self.ols, k) for k in ('alpha','n_trained','history','class_names')})
         part = self.fn.with_name(f'{self.fn.name}.part{os.getpid()}')
@@ -114,6 +119,15 @@ def _processes(learn):
     if num_distrib()<2: return nullcontext()
     cuda = torch.cuda.is_available()
     return learn.distrib_ctx(sync_bn=cuda, cpu=not cuda)
+
+def _predict(learn, ds_idx):
+    "Probabilities and true classes"
+    if num_distrib()<2: return learn.get_preds(ds_idx=ds_idx)
+    # `get_preds` would gather each batch of all processes, though each has the whole list
+    model = learn.model.eval()
+    dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False, device=next(model.parameters()).device)
+    with torch.no_grad(): preds,targs = zip(*[(learn.loss_func.activation(model(x)).cpu(), y.cpu()) for x,y in dl])
+    return torch.cat(preds),torch.cat(targs)
 
 @delegates(make_learner)
 def train_run(
@@ -138,8 +152,8 @@ def train_run(
             start = time.perf_counter()
             with _processes(learn): _fit(learn, s, [o for o in (bar,keep) if o], done)
             seconds = time.perf_counter()-start + (keep.spent if keep else 0)
-            valid_preds,valid_targs = learn.get_preds(ds_idx=1)
-            preds,targs = learn.get_preds(ds_idx=2)
+            valid_preds,valid_targs = _predict(learn, 1)
+            preds,targs = _predict(learn, 2)
     if progress: progress.remove_task(bar.bar)
     if not preds.isfinite().all():
         if keep: unfinished.unlink(missing_ok=True)  # to go on from it would diverge again
@@ -225,7 +239,6 @@ def compare(
                     run = partial(train_run, seed=seed, lists=lists, settings=shared, num_workers=num_workers, progress=progress)
                     if methods[name].needs_baseline and baseline is None: baseline = _baseline(out, seed, run, lists, shared, num_workers)
                     learn,tensors,seconds = run(spec, baseline=baseline, unfinished=out/'unfinished'/f'{stem}.pt')
-                    if name=='hard': baseline = learn
                     info = dict(method=spec, seed=seed, settings=settings, seconds=seconds, vocab=list(learn.dls.vocab), versions=versions())
                     if not rank_distrib():
                         save_tensors(out/'models'/f'{stem}.safetensors', get_model(learn.model).state_dict(), info)
