@@ -93,6 +93,7 @@ class _Measure(Metric, metaclass=_MeasureMeta):
         self.settings,self.seen = {k:v for k,v in bound.arguments.items() if k not in ('preds','targs')},[]
     def __call__(self, preds, targs=None): return self.func(preds, targs, **self.settings)
     def reset(self): self.seen = []
+    def __getstate__(self): return {**self.__dict__, 'seen': []}  # `export` pickles metrics, and is to take no data along
     def accumulate(self, learn):
         "Takes the loss's activation as `get_preds` does, and softmax for PyTorch's cross-entropy, which has none; logits that get through are an error"
         loss = learn.loss_func
