@@ -281,12 +281,21 @@ def test_bootstrap_covers():
     hits = [(b:=bootstrap(top_k_accuracy, *draw(250, 4, seed=i), n=100, seed=i, level=.9).iloc[0]).low<=truth<=b.high for i in range(100)]
     assert 80<sum(hits)<=98
 
+def interval(vals, value): return np.quantile(vals, [.025,.975], axis=0) - np.mean(vals, axis=0) + value
+
+def test_the_value_is_in_its_interval():
+    "A draw of a calibrated network has a larger ECE than the data; its limits are not below 0"
+    for seed in range(10):
+        p,t = draw(300, 5, seed=seed)
+        b = bootstrap([ece,smooth_ece,nll,mce,debiased_ce], p, t, n=100)
+        assert (b.low<=b.value).all() and (b.value<=b.high).all() and (b.low>=0).all()
+
 def test_bootstrap_is_resampling_rows():
     p,t = draw(40, 4)
     b = bootstrap([brier,classwise_ece,ece(n_bins=4)], p, t, n=50, seed=3)
     rng,vals = np.random.default_rng(3),[]
     for _ in range(50): i = rng.integers(40, size=40); vals.append([brier(p[i], t[i]),classwise_ece(p[i], t[i]),ece(p[i], t[i], 4)])
-    np.testing.assert_allclose(b[['low','high']].values.T, np.quantile(vals, [.025,.975], axis=0), atol=1e-12)
+    np.testing.assert_allclose(b[['low','high']].values.T, interval(vals, b.value.values), atol=1e-12)
     assert b.index[2]=='ece (4 bins)' and b.value['brier']==brier(p, t)
 
 def clustered(n_groups=60, size=20, K=4, seed=0):
@@ -315,7 +324,7 @@ def test_paired_differences():
     assert d.high['nll']-d.low['nll'] < .5*min(a.high-a.low, b.high-b.low)
     rng,vals = np.random.default_rng(0),[]
     for _ in range(300): i = rng.integers(500, size=500); vals.append(nll(q[i], t[i])-nll(p[i], t[i]))
-    np.testing.assert_allclose(d.loc['nll',['low','high']].astype(float), np.quantile(vals, [.025,.975]), atol=1e-12)
+    np.testing.assert_allclose(d.loc['nll',['low','high']].astype(float), interval(vals, d.value['nll']), atol=1e-12)
 
 def test_bootstrap_refuses():
     p,t = draw(50, 4)
