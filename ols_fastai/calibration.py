@@ -60,28 +60,34 @@ class SampleStats(NamedTuple):
         return SampleStats(*(o[idx] for o in self[:6]), self.preds, idx if self.rows is None else self.rows[idx])
 
 # %% ../nbs/08_calibration.ipynb #a1000003
-def _row_stats(p, t):
+def _rank(p, t, p_true, correct): # of the true class, from 0
+    rank,wrong = torch.zeros_like(t),(~correct).nonzero()[:,0]  # of a right guess it is 0
+    p,t,p_true = p[wrong],t[wrong],p_true[wrong]
+    above = (p>p_true).sum(1)
+    tied = ((p>=p_true).sum(1)>above+1).nonzero()[:,0]
+    above[tied] += ((p[tied]==p_true[tied]) & (torch.arange(p.shape[1])<t[tied,None])).sum(1)
+    rank[wrong] = above
+    return rank
+
+def _row_stats(p, t, ranks):
     if p.dtype not in (torch.float32,torch.float64): p = p.double()
     guess,d = torch.from_numpy(p.numpy().argmax(1)),p.double()  # numpy's argmax is three times as fast
     (conf,p_true),correct = (p.gather(1, o[:,None]) for o in (guess,t)),guess==t
-    rank,wrong = torch.zeros_like(t),(~correct).nonzero()[:,0]  # of a right guess it is 0
-    pw,pt,tw = p[wrong],p_true[wrong],t[wrong]
-    above = (pw>pt).sum(1)
-    tied = ((pw>=pt).sum(1)>above+1).nonzero()[:,0]
-    above[tied] += ((pw[tied]==pt[tied]) & (torch.arange(p.shape[1])<tw[tied,None])).sum(1)
-    rank[wrong] = above
-    return conf[:,0].double(),correct,p_true[:,0].double(),rank,torch.linalg.vecdot(d, d)
+    return conf[:,0].double(),correct,p_true[:,0].double(),_rank(p, t, p_true, correct) if ranks else None,torch.linalg.vecdot(d, d)
 
 def sample_stats(
     preds, # (N,K) probabilities
     targs # (N,) true classes
 )->SampleStats:
     "Check the predictions and read them once, in chunks"
-    preds,targs = check_preds(preds, targs, None)
-    parts = [_row_stats(p, t) for p,t in zip(*(_chunks(o, preds.shape[1]) for o in (preds,targs)))]
-    return SampleStats(*(torch.cat(o).numpy() for o in zip(*parts)), targs.numpy(), preds)
+    return _read(preds, targs, ranks=True)
 
-def _stats(preds, targs): return preds if isinstance(preds, SampleStats) else sample_stats(preds, targs)
+def _read(preds, targs, ranks):
+    preds,targs = check_preds(preds, targs, None)
+    parts = [_row_stats(p, t, ranks) for p,t in zip(*(_chunks(o, preds.shape[1]) for o in (preds,targs)))]
+    return SampleStats(*(None if o[0] is None else torch.cat(o).numpy() for o in zip(*parts)), targs.numpy(), preds)
+
+def _stats(preds, targs, ranks=False): return preds if isinstance(preds, SampleStats) else _read(preds, targs, ranks)  # ranks take a third of the time, and few need them
 
 # %% ../nbs/08_calibration.ipynb #a1000006
 class _MeasureMeta(type):
@@ -126,7 +132,7 @@ def top_k_accuracy(
     k:int=1 # How many guesses, 1..K
 )->float: # Share, 0..1
     "Share of samples whose true class is among the `k` most probable; of equal ones, the first come first, as in `argmax`"
-    s = _stats(preds, targs)
+    s = _stats(preds, targs, ranks=True)
     if k<1 or s.preds is not None and k>s.preds.shape[1]: raise ValueError(f"k must be in 1..{'K' if s.preds is None else s.preds.shape[1]}, got {k}")
     return float((s.rank<k).mean())
 
@@ -142,7 +148,7 @@ def top_k_error(
 @_measure()
 def top_5_error(preds, targs=None)->float: # Share, 0..1
     "`top_k_error` of five guesses, or of K where there are fewer classes (then 0 by definition)"
-    return float((_stats(preds, targs).rank>=5).mean())
+    return float((_stats(preds, targs, ranks=True).rank>=5).mean())
 
 # %% ../nbs/08_calibration.ipynb #afe4b261
 @_measure()
@@ -385,7 +391,7 @@ def bootstrap(
 )->pd.DataFrame: # A row a measure: `value`, `low`, `high`
     """Bootstrap intervals by sample or by group: percentiles of the draws (Efron & Tibshirani 1993), moved by the draws' mean less the value. For a mean that is nothing; the ECE and its kin
     grow with noise, and a draw has it twice. What noise the value itself has stays: near perfect calibration their intervals are too high. NaNs among the draws are left out"""
-    return _bootstrap(metrics, [_stats(preds, targs)], groups, n, seed, level)
+    return _bootstrap(metrics, [_stats(preds, targs, ranks=True)], groups, n, seed, level)
 
 def paired_bootstrap(
     metrics, # As in `bootstrap`
@@ -398,7 +404,7 @@ def paired_bootstrap(
     level:float=.95 # Of the interval
 )->pd.DataFrame: # A row a measure: `value` (of `preds` less that of `others`), `low`, `high`
     "Intervals as in `bootstrap` of the difference of two networks. Both are judged on the same draws, so that what is hard for both cancels"
-    a,b = _stats(preds, targs),_stats(others, targs)
+    a,b = (_stats(o, targs, ranks=True) for o in (preds,others))
     if not np.array_equal(a.targs, b.targs): raise ValueError("the two networks must be judged on the same samples, in the same order")
     return _bootstrap(metrics, [a,b], groups, n, seed, level)
 
@@ -430,6 +436,6 @@ def calibration_row(
     n_bins:int=15 # Bins of the ECE
 )->dict: # Errors and accuracy in %, others as they are
     "The measures of one network: Top-1 and Top-5 error, NLL, Brier, ECE, mean confidence, accuracy. With 5 classes or fewer the Top-5 error is 0 by definition"
-    s = _stats(preds, targs)
+    s = _stats(preds, targs, ranks=True)
     return {'Top-1 error %': 100*top_k_error(s), 'Top-5 error %': 100*top_5_error(s), 'NLL': nll(s), 'Brier': brier(s),
             f'ECE ({n_bins} bins)': ece(s, n_bins=n_bins), 'mean confidence': mean_confidence(s), 'accuracy %': 100*top_k_accuracy(s)}
