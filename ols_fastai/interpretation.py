@@ -519,13 +519,127 @@ def calibration_table(
     for k,f in measures.items(): rows.update(v if isinstance(v:=f(s), dict) else {k: v})
     return pd.DataFrame(dict(value=pd.Series(rows, dtype=float)))
 
+# %% ../nbs/10_interpretation.ipynb #8064be0f
+class _OfProbabilities:
+    "What probabilities and true classes are enough for"
+    def _column(self, by):
+        "Group of each sample: 'guess', a column of the list, or an array as it is"
+        if not isinstance(by, str): return np.asarray(by)
+        if by=='guess': return np.array(self.vocab, dtype=object)[self.preds.argmax(1).numpy()]
+        if self.items is None: raise ValueError(f"no list to take {by!r} from: this loader's items are no table; pass an array of a value a sample")
+        if by not in self.items: raise ValueError(f"the list has no column {by!r}: it has {', '.join(map(str, self.items.columns))}, and there is 'guess'")
+        return self.items[by].to_numpy()
+
+    def _runs(self, others):
+        return {'this network' if others else 'network': (self.stats,None), **{k: (o.stats,None) for k,o in others.items()}}
+
+    def table(self,
+        n_bins:int=15, # Bins of all measures that have bins
+        by=None, # Also a table for each value of this column (or array): 'guess', 'modality' ...
+        groups=None, # Column (or array) whose values are resampled as a whole: 'patient'
+        n:int=1000, # Resamples; 0 leaves the intervals out
+        seed:int=0,
+        level:float=.95 # Of the intervals
+    )->pd.DataFrame: # A row a measure: `value`, `low`, `high`; with `by` a set of columns a value, the largest first
+        "All of `calibration_measures` with bootstrap intervals, by sample or by patient"
+        groups = None if groups is None else self._column(groups)
+        def one(rows):
+            of,s = rows if groups is None else groups[rows],self.stats.take(rows)
+            if n and len(set(of))>1: return calibration_table(s, None, n_bins, of, n, seed, level)
+            t = calibration_table(s, None, n_bins, n=0)
+            return t.reindex(columns=['value','low','high']) if n else t  # one sample, or patient, alone has no interval
+        if by is None: return one(np.arange(len(self.preds)))
+        each = _groups(self._column(by), len(self.preds))
+        return pd.concat({k: one(np.flatnonzero(each==k)) for k in each.value_counts().index}, axis=1)
+
+    def calibration_by(self,
+        by='guess' # Column of the list, 'guess' or an array
+    )->pd.DataFrame:
+        "Gap between confidence and accuracy by group, see the function of this name"
+        return calibration_by(self.stats, None, self._column(by))
+
+    def plot_reliability(self, n_bins:int=15, **others)->plt.Figure:
+        "Reliability diagram; `others` are further interpretations, by the name to show"
+        return plot_reliability(self._runs(others), n_bins)
+
+    def plot_reliability_by(self,
+        by='guess', # Column of the list, 'guess' or an array
+        n:int=12, # Groups to show
+        n_bins:int=10 # Bins of equal width
+    )->plt.Figure:
+        "A reliability diagram for each of the worst groups"
+        title = {'guess': 'Reliability by guessed class'}.get(by, f'Reliability by {by}') if isinstance(by, str) else 'Reliability by group'
+        return plot_reliability_by(self.stats, None, self._column(by), n, n_bins, title)
+
+    def plot_risk_coverage(self, **others)->plt.Figure:
+        "Risk over coverage; `others` are further interpretations, by the name to show"
+        return plot_risk_coverage(self._runs(others))
+
+# %% ../nbs/10_interpretation.ipynb #8064be10
+class _OfClassesAndImages:
+    "Soft labels, and mistakes as images"
+    def _soft_labels(self, S):
+        if S is not None: return S
+        if not hasattr(self.learn, 'soft_labels'): raise ValueError("this learner was not trained with OLSCallback: pass S, a (K,K) matrix")
+        return self.learn.soft_labels.S
+
+    def plot_soft_labels(self, S:Tensor=None)->plt.Figure:
+        "Heat map of the soft labels that the learner was trained on (or of `S`)"
+        return plot_soft_labels(self._soft_labels(S), self.vocab)
+
+    def most_alike(self, n:int=10, S:Tensor=None)->pd.DataFrame:
+        "The classes that the soft labels hold to be most alike"
+        return most_alike(self._soft_labels(S), self.vocab, n)
+
+    def top_overconfident(self, n:int=9)->pd.DataFrame:
+        "The mistakes with the highest confidence, with their file where the list names it"
+        m = top_overconfident(self.preds, self.targs, n, self.vocab)
+        return m if self.items is None or 'filename' not in self.items else m.assign(filename=self.items.filename.iloc[m.index].tolist())
+
+    def plot_top_overconfident(self, n:int=8)->plt.Figure:
+        "The mistakes with the highest confidence as images, as the files hold them"
+        m = top_overconfident(self.preds, self.targs, n, self.vocab)
+        return plot_overconfident([self._image(i) for i in m.index], m)
+
+    def _image(self, i):
+        if self.images is not None: return self.images(i) if callable(self.images) else self.images[i]
+        if self.dl is None: raise ValueError("this interpretation was made from arrays and has no images: give from_preds images")
+        im = self.dl.dataset[i][0]
+        if getattr(im, 'ndim', 2) not in (2,3): raise ValueError(f"item {i} is no image but {type(im).__name__} of shape {tuple(im.shape)}")
+        return im
+
+# %% ../nbs/10_interpretation.ipynb #8064be11
+class _OfFeatures:
+    "What asks the network itself"
+    def features(self)->tuple: # Features (N,D), true classes (N,), the last layer
+        "`penultimate` of the images that were predicted; computed at the first call and kept"
+        if not hasattr(self, '_features'): self._features = self._learnt() and penultimate(self.learn, dl=self.dl)
+        return self._features
+
+    def feature_stats(self)->dict:
+        "Silhouette, distance ratio and NC1 of the features"
+        return feature_stats(*self.features()[:2])
+
+    def plot_tsne(self, n:int=2000, n_named:int=12)->plt.Figure:
+        "Features by t-SNE"
+        return plot_tsne(*self.features()[:2], self.vocab, n, n_named)
+
+    def plot_template_plane(self,
+        classes:list=None # Names of three classes; default: the two most confused, and the one least like them
+    )->plt.Figure:
+        "Features of three classes on Müller's plane"
+        bad = [o for o in classes or [] if o not in self.vocab]
+        if bad: raise ValueError(f"no class {bad[0]!r}: the classes are {', '.join(self.vocab[:20])}{' ...' if len(self.vocab)>20 else ''}")
+        x,y,head = self.features()
+        return plot_template_plane(x, y, head.weight, [self.vocab.index(o) for o in classes] if classes else _three(self.preds, self.targs), self.vocab, head.bias)
+
 # %% ../nbs/10_interpretation.ipynb #8064be0e
 def _items(dl):
     "The list of a loader as a table, or None where it has none"
     items = getattr(dl, 'items', None)
     return items if isinstance(items, pd.DataFrame) else None
 
-class CalibrationInterpretation(Interpretation):
+class CalibrationInterpretation(_OfProbabilities, _OfClassesAndImages, _OfFeatures, Interpretation):
     "Tables and pictures of how far a network's probabilities can be trusted"
     def __init__(self,
         learn:Learner|None, # None where only arrays are at hand, see `from_preds`
@@ -542,7 +656,7 @@ class CalibrationInterpretation(Interpretation):
         if preds is None: preds,targs = learn.get_preds(dl=dl, act=act)
         self.preds,self.targs = check_preds(preds, targs, dtype=None)
         self.stats,K = sample_stats(self.preds, self.targs),self.preds.shape[1]
-        self.vocab = [str(o) for o in vocab or getattr(getattr(learn, 'dls', None), 'vocab', None) or range(K)]
+        self.vocab = [str(o) for o in ifnone(vocab, ifnone(getattr(getattr(learn, 'dls', None), 'vocab', None), range(K)))]
         if len(self.vocab)!=K: raise ValueError(f"preds are {tuple(self.preds.shape)} but there are {len(self.vocab)} class names")
         self.items,self.images = _items(dl) if items is None else items,images
         if self.items is not None and len(self.items)!=len(self.preds): raise ValueError(f"{len(self.items)} items for {len(self.preds)} predictions: one a row is needed")
@@ -580,127 +694,6 @@ class CalibrationInterpretation(Interpretation):
     def _learnt(self):
         if self.learn is None: raise ValueError("this interpretation was made from arrays and has no network to ask: make it with from_learner")
         return True
-
-# %% ../nbs/10_interpretation.ipynb #8064be0f
-@patch
-def _column(self:CalibrationInterpretation, by):
-    "Group of each sample: 'guess', a column of the list, or an array as it is"
-    if not isinstance(by, str): return np.asarray(by)
-    if by=='guess': return np.array(self.vocab, dtype=object)[self.preds.argmax(1).numpy()]
-    if self.items is None: raise ValueError(f"no list to take {by!r} from: this loader's items are no table; pass an array of a value a sample")
-    if by not in self.items: raise ValueError(f"the list has no column {by!r}: it has {', '.join(map(str, self.items.columns))}, and there is 'guess'")
-    return self.items[by].to_numpy()
-
-@patch
-def _runs(self:CalibrationInterpretation, others):
-    return {'this network' if others else 'network': (self.stats,None), **{k: (o.stats,None) for k,o in others.items()}}
-
-@patch
-def table(self:CalibrationInterpretation,
-    n_bins:int=15, # Bins of all measures that have bins
-    by=None, # Also a table for each value of this column (or array): 'guess', 'modality' ...
-    groups=None, # Column (or array) whose values are resampled as a whole: 'patient'
-    n:int=1000, # Resamples; 0 leaves the intervals out
-    seed:int=0,
-    level:float=.95 # Of the intervals
-)->pd.DataFrame: # A row a measure: `value`, `low`, `high`; with `by` a set of columns a value, the largest first
-    "All of `calibration_measures` with bootstrap intervals, by sample or by patient"
-    groups = None if groups is None else self._column(groups)
-    def one(rows): return calibration_table(self.stats.take(rows), None, n_bins, None if groups is None else groups[rows], n, seed, level)
-    if by is None: return one(np.arange(len(self.preds)))
-    each = _groups(self._column(by), len(self.preds))
-    return pd.concat({k: one(np.flatnonzero(each==k)) for k in each.value_counts().index}, axis=1)
-
-@patch
-def calibration_by(self:CalibrationInterpretation,
-    by='guess' # Column of the list, 'guess' or an array
-)->pd.DataFrame:
-    "Gap between confidence and accuracy by group, see the function of this name"
-    return calibration_by(self.stats, None, self._column(by))
-
-@patch
-def plot_reliability(self:CalibrationInterpretation, n_bins:int=15, **others)->plt.Figure:
-    "Reliability diagram; `others` are further interpretations, by the name to show"
-    return plot_reliability(self._runs(others), n_bins)
-
-@patch
-def plot_reliability_by(self:CalibrationInterpretation,
-    by='guess', # Column of the list, 'guess' or an array
-    n:int=12, # Groups to show
-    n_bins:int=10 # Bins of equal width
-)->plt.Figure:
-    "A reliability diagram for each of the worst groups"
-    title = {'guess': 'Reliability by guessed class'}.get(by, f'Reliability by {by}') if isinstance(by, str) else 'Reliability by group'
-    return plot_reliability_by(self.stats, None, self._column(by), n, n_bins, title)
-
-@patch
-def plot_risk_coverage(self:CalibrationInterpretation, **others)->plt.Figure:
-    "Risk over coverage; `others` are further interpretations, by the name to show"
-    return plot_risk_coverage(self._runs(others))
-
-# %% ../nbs/10_interpretation.ipynb #8064be10
-@patch
-def _soft_labels(self:CalibrationInterpretation, S):
-    if S is not None: return S
-    if not hasattr(self.learn, 'soft_labels'): raise ValueError("this learner was not trained with OLSCallback: pass S, a (K,K) matrix")
-    return self.learn.soft_labels.S
-
-@patch
-def plot_soft_labels(self:CalibrationInterpretation, S:Tensor=None)->plt.Figure:
-    "Heat map of the soft labels that the learner was trained on (or of `S`)"
-    return plot_soft_labels(self._soft_labels(S), self.vocab)
-
-@patch
-def most_alike(self:CalibrationInterpretation, n:int=10, S:Tensor=None)->pd.DataFrame:
-    "The classes that the soft labels hold to be most alike"
-    return most_alike(self._soft_labels(S), self.vocab, n)
-
-@patch
-def top_overconfident(self:CalibrationInterpretation, n:int=9)->pd.DataFrame:
-    "The mistakes with the highest confidence, with their file where the list names it"
-    m = top_overconfident(self.preds, self.targs, n, self.vocab)
-    return m if self.items is None or 'filename' not in self.items else m.assign(filename=self.items.filename.iloc[m.index].tolist())
-
-@patch
-def plot_top_overconfident(self:CalibrationInterpretation, n:int=8)->plt.Figure:
-    "The mistakes with the highest confidence as images, as the files hold them"
-    m = top_overconfident(self.preds, self.targs, n, self.vocab)
-    return plot_overconfident([self._image(i) for i in m.index], m)
-
-@patch
-def _image(self:CalibrationInterpretation, i):
-    if self.images is not None: return self.images(i) if callable(self.images) else self.images[i]
-    if self.dl is None: raise ValueError("this interpretation was made from arrays and has no images: give from_preds images")
-    im = self.dl.dataset[i][0]
-    if getattr(im, 'ndim', 2) not in (2,3): raise ValueError(f"item {i} is no image but {type(im).__name__} of shape {tuple(im.shape)}")
-    return im
-
-# %% ../nbs/10_interpretation.ipynb #8064be11
-@patch
-def features(self:CalibrationInterpretation)->tuple: # Features (N,D), true classes (N,), the last layer
-    "`penultimate` of the images that were predicted; computed at the first call and kept"
-    if not hasattr(self, '_features'): self._features = self._learnt() and penultimate(self.learn, dl=self.dl)
-    return self._features
-
-@patch
-def feature_stats(self:CalibrationInterpretation)->dict:
-    "Silhouette, distance ratio and NC1 of the features"
-    return feature_stats(*self.features()[:2])
-
-@patch
-def plot_tsne(self:CalibrationInterpretation, n:int=2000, n_named:int=12)->plt.Figure:
-    "Features by t-SNE"
-    return plot_tsne(*self.features()[:2], self.vocab, n, n_named)
-
-@patch
-def plot_template_plane(self:CalibrationInterpretation,
-    classes:list=None # Names of three classes; default: the two most confused, and the one least like them
-)->plt.Figure:
-    "Features of three classes on Müller's plane"
-    bad = [o for o in classes or [] if o not in self.vocab]
-    if bad: raise ValueError(f"no class {bad[0]!r}: the classes are {', '.join(self.vocab[:20])}{' ...' if len(self.vocab)>20 else ''}")
-    x,y,head = self.features()
-    return plot_template_plane(x, y, head.weight, [self.vocab.index(o) for o in classes] if classes else _three(self.preds, self.targs), self.vocab, head.bias)
 
 # %% ../nbs/10_interpretation.ipynb #b0000002
 def compare_calibration(

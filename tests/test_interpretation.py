@@ -90,6 +90,13 @@ def test_given_loader_is_in_the_order_of_its_list(image_learner):
     assert len(interp.preds)==len(interp.items)==8
     assert [image_learner.dls.vocab[o] for o in interp.targs]==interp.items.label.tolist()
 
+def test_a_group_of_one_has_no_interval():
+    p,t = random_preds(21)
+    interp = CalibrationInterpretation.from_preds(p, t, np.array(names), pd.DataFrame(dict(kind=['US']+['CT']*20, patient=['a']*11+['b']*10)))
+    by = interp.table(by='kind', n=20)
+    assert by['US'].value.NLL==pytest.approx(nll(p[:1], t[:1])) and by['US'][['low','high']].isna().all().all() and by['CT'].low.NLL<by['CT'].high.NLL
+    assert interp.table(by='patient', groups='patient', n=20)['a'].low.isna().all()
+
 def test_patients_are_resampled_whole():
     "Twenty copies of each image carry no news: drawn by image they pretend to"
     p,t = (o.repeat_interleave(20, 0) for o in random_preds(30))
