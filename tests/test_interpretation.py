@@ -36,7 +36,7 @@ def random_S(K=K, seed=0):
 def image_learner(tmp_path_factory):
     "Three classes of grey images with a column `modality`, and a network that was never trained"
     path,rng = tmp_path_factory.mktemp('images'),np.random.default_rng(0)
-    for split,n in (('train',8),('valid',4),('test',11)):
+    for split,n in (('train',10),('valid',4),('test',11)):
         rows = []
         for i in range(n):
             cv2.imwrite(str(path/f'{split}{i}.png'), rng.integers(0, 256, (20,24), dtype=np.uint8))
@@ -87,7 +87,7 @@ def test_columns_of_the_list(interp):
 def test_given_loader_is_in_the_order_of_its_list(image_learner):
     "A training loader shuffles and drops the last batch; columns must still go with their rows"
     interp = CalibrationInterpretation.from_learner(image_learner, dl=image_learner.dls.train)
-    assert len(interp.preds)==len(interp.items)==8
+    assert len(interp.preds)==len(interp.items)==10
     assert [image_learner.dls.vocab[o] for o in interp.targs]==interp.items.label.tolist()
 
 def test_a_group_of_one_has_no_interval():
@@ -223,6 +223,13 @@ def test_risk_coverage():
 @given(K=st.integers(2, 30), seed=st.integers(0, 99))
 def test_order_is_a_permutation(K, seed): assert sorted(similar_order(random_S(K, seed)))==list(range(K))
 
+def test_order_brings_similar_ones_together():
+    "However little of it the other row knows"
+    S = torch.eye(6)
+    for i,j in ((5,0),(4,1),(3,2)): S[i,i],S[i,j] = .6,.4
+    o = similar_order(S)
+    assert {frozenset(o[i:i+2]) for i in (0,2,4)}=={frozenset(p) for p in ((0,5),(1,4),(2,3))}
+
 def test_heat_map_shows_the_matrix_in_its_order():
     S,o = random_S(),similar_order(random_S())
     ax = plot_soft_labels(S, names).axes[0]
@@ -319,7 +326,7 @@ def test_features_make_the_predictions(image_learner, arch):
     "The last layer of the features is the network's prediction, in the order of the list, and no hook stays behind"
     learn = Learner(image_learner.dls, timm.create_model(arch, num_classes=3, img_size=32) if arch=='test_vit' else create_model(arch, 3))
     learn.remove_cb(ProgressCallback)
-    dl = learn.dls.train                                              # shuffled, and 8 of 8
+    dl = learn.dls.train   # shuffled, and its last two are dropped
     x,y,head = penultimate(learn, dl=dl)
     preds,targs = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False))
     with torch.no_grad(): torch.testing.assert_close(head(x).softmax(1), preds.as_subclass(Tensor), atol=1e-5, rtol=1e-4)
@@ -471,3 +478,17 @@ def test_page_of_comparison():
     assert [o.get_text() for o in fig.legends[0].get_texts()]==list(interps)
     s = interps['net 0'].stats
     assert wrong.patches[0].get_data().values.sum()==(~s.correct).sum()
+
+def test_one_sample_and_two_classes():
+    "The least there is to show"
+    p,t = torch.tensor([[.3,.7]]),torch.tensor([0])
+    interp = CalibrationInterpretation.from_preds(p, t)
+    assert interp.table(n=0).value['Top-1 error %']==100 and interp.top_overconfident().guess.tolist()==['1']
+    assert interp.plot_reliability().axes[0].lines[1].get_xdata().size==0    # a cross, no line
+    assert interp.plot_reliability_by().axes[0].get_title()=='1\n1: says 70%, right 0%'
+    assert interp.plot_risk_coverage().axes[0].lines[0].get_xydata().tolist()==[[1,1]]
+
+def test_nothing_to_better():
+    t = torch.arange(K).repeat(5)
+    interps = {'perfect': CalibrationInterpretation.from_preds(torch.eye(K)[t], t), 'other': CalibrationInterpretation.from_preds(random_preds(30)[0], t)}
+    assert 'perfect leaves nothing to better' in plot_comparison(interps, compare_calibration(interps, n=5)).axes[-1].get_title()
