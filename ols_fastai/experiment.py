@@ -90,7 +90,7 @@ def compare(
     out:str|Path, # Folder for the results
     root:str|Path|None=None, # Folder that the file names are relative to; default: the training list's
     specs:list=('hard','ls','ols'), # Which `methods` to compare, with settings where wanted ('ls:eps=0.03'); ['all'] for all
-    arch:str='resnet50', # 'small_cnn', 'ResNet-50', 'MobileNetV2', 'VGG-19' or any name of timm's
+    arch:str='resnet50', # See `model_name`
     epochs:int=10, # Epochs of each run
     seeds:int=1, # Runs of each method
     lr:float=3e-3, # Peak of the one-cycle schedule
@@ -264,7 +264,7 @@ runs/ with the predictions, and pictures. The same command again goes on where i
     run = p.add_argument_group('training')
     run.add_argument('--methods', default='hard,ls,ols', help="which to compare, separated by commas, or all; settings go behind colons: ls:eps=0.03,ols:alpha=0.8:momentum=0.5 (default: %(default)s). "
                      + 'There are ' + '; '.join(f"{k} ({m.title}{''.join(f', {a}={v}' for a,v in m.defaults.items())})" for k,m in methods.items()))
-    run.add_argument('--arch', default='resnet50', help='small_cnn, ResNet-50, MobileNetV2, VGG-19 or any name of timm (default: %(default)s)')
+    run.add_argument('--arch', default='resnet50', help='small_cnn, small_resnet, small_mobilenet, small_vgg, ResNet-50, MobileNetV2, VGG-19 or any name of timm (default: %(default)s)')
     run.add_argument('--pretrained', action='store_true', help='start from weights that timm downloads')
     run.add_argument('--epochs', type=int, default=10, help='passes over the training images (default: %(default)s)')
     run.add_argument('--seeds', type=int, default=1, help='runs of each method (default: %(default)s)')

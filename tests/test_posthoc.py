@@ -80,17 +80,25 @@ def test_vector_scaling_in_the_learner():
     z2 = learn.get_preds(ds_idx=2, act=lambda x: x)[0]
     same(probs(calibrate(learn, kind='vector'), ds_idx=2), (z2*w+b).softmax(1)); assert learn.model.T is None
 
+def test_a_temperature_for_each_image_in_the_learner():
+    learn = fitted()
+    raw,wb = probs(learn, ds_idx=2),fit_entropy_temperature(*learn.get_preds())
+    now = probs(calibrate(learn, kind='entropy'), ds_idx=2)
+    same(now, apply_temperature(raw, entropy_temperature(raw, *wb))); assert torch.equal(now.argmax(1), raw.argmax(1)) and learn.model.T is None
+
 def test_calibrating_again_starts_from_the_bare_network():
     learn = fitted()
     T = calibrate(learn).model.T
     calibrate(learn, kind='vector'); calibrate(learn)
     same(learn.model.T, T); assert isinstance(learn.model.model, nn.Sequential)
 
-def test_save_and_load(tmp_path):
+@pytest.mark.parametrize('kind', ['temperature','entropy','vector'])
+def test_save_and_load(tmp_path, kind):
     learn = fitted(path=tmp_path)
     learn.save('bare')
     raw = probs(learn, ds_idx=2)
-    calibrate(learn, kind='vector'); now = probs(learn, ds_idx=2); used = learn.model.used.clone()
+    calibrate(learn, kind=kind); now = probs(learn, ds_idx=2); used = learn.model.used.clone()
+    assert not torch.allclose(now, raw, atol=1e-3)
     learn.save('calibrated')
     learn.load('bare'); assert torch.equal(probs(learn, ds_idx=2), raw) and not len(learn.model.used)   # no scaling on weights of before
     learn.load('calibrated'); assert torch.equal(probs(learn, ds_idx=2), now) and torch.equal(learn.model.used, used)
@@ -98,6 +106,7 @@ def test_save_and_load(tmp_path):
     new.load('calibrated'); assert torch.equal(probs(new, ds_idx=2), now)
     with pytest.raises(ValueError, match='60 of its 60'): check_unused(new, new.dls.valid)
     with pytest.raises(RuntimeError, match='Unexpected key'): with_test(path=tmp_path).load('calibrated')
+    with pytest.raises(RuntimeError, match='cbs=Calibrate'): new.fit(1)   # known to be calibrated from its file
 
 def as_point(r): return torch.tensor([r['a'],r['b']]).float()
 def by_split(d): return [np.flatnonzero(d['split']==o).tolist() for o in ('train','valid')]
@@ -116,7 +125,7 @@ df = pd.read_pickle(sys.argv[2])
 with learn.no_bar(): p,one = learn.get_preds(dl=learn.dls.test_dl(df))[0],learn.predict(df.iloc[0])
 torch.save(dict(preds=torch.Tensor(p), one=torch.Tensor(one[2]), T=learn.model.T, used=learn.model.used), sys.argv[3])
 """
-@pytest.mark.parametrize('kind', ['temperature','vector'])
+@pytest.mark.parametrize('kind', ['temperature','entropy','vector'])
 def test_an_exported_learner_gives_the_same_in_a_fresh_process(tmp_path, kind):
     learn,df = frame_learner(path=tmp_path)
     with learn.no_bar(), learn.no_logging():
@@ -128,7 +137,7 @@ def test_an_exported_learner_gives_the_same_in_a_fresh_process(tmp_path, kind):
     assert not r.returncode, r.stderr
     out = torch.load(tmp_path/'out.pt')
     same(out['preds'], now, atol=1e-6); same(out['one'], now[0], atol=1e-6)
-    assert out['T']==learn.model.T and torch.equal(out['used'], learn.model.used) and len(out['used'])==60
+    assert learn.model.is_scaled and out['T']==learn.model.T and torch.equal(out['used'], learn.model.used) and len(out['used'])==60
 
 def test_predict_gives_calibrated_probabilities():
     learn,df = frame_learner()
@@ -188,7 +197,7 @@ dense = [toy_data(60)[0],torch.stack([toy_data(60)[1]]*2, 1)]  # two labels an i
 @pytest.mark.parametrize('kwargs,message', [
     (dict(loss_func=nn.NLLLoss()), 'NLLLoss'), (dict(loss_func=BCEWithLogitsLossFlat()), 'softmax'), (dict(loss_func=lambda z,y: z.mean()), 'cross-entropy'),
     (dict(model=nn.Sequential(toy_model(), nn.Softmax(1))), 'gives probabilities'), (dict(model=nn.Sequential(toy_model(), nn.LogSoftmax(1))), 'gives log-probabilities'),
-    (dict(model=nn.Sequential(toy_model(2*K), nn.Unflatten(1, (K,2))), valid=dense), r'logits \(N,K\).*\(60, 6, 2\), \(60, 2\)')])
+    (dict(model=nn.Sequential(toy_model(2*K), nn.Unflatten(1, (K,2))), valid=dense, loss_func=CrossEntropyLossFlat(axis=1)), r'logits \(N,K\).*\(60, 6, 2\), \(60, 2\)')])
 def test_what_can_not_be_calibrated(kwargs, message):
     with pytest.raises(ValueError, match=message): calibrate(toy_learner(**kwargs))
 
