@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['fit_temperature', 'apply_temperature', 'entropy_temperature', 'fit_entropy_temperature', 'fit_vector',
-           'CalibratedModel', 'item_keys', 'check_unused', 'calibrate', 'uncalibrate', 'Calibrate', 'ConformalSets']
+           'CalibratedModel', 'item_keys', 'check_unused', 'calibrate', 'uncalibrate', 'Calibrate', 'ConformalSets',
+           'plot_coverage']
 
 # %% ../nbs/09_posthoc.ipynb #25b7dacd
 import hashlib, math, warnings
@@ -368,3 +369,23 @@ def table(self:ConformalSets,
     # with no hit (or no miss) the bound is 0 (or 1), where scipy gives NaN
     low,high = np.nan_to_num(stats.beta.ppf(.025, r.hits, r.n-r.hits+1)),np.nan_to_num(stats.beta.ppf(.975, r.hits+1, r.n-r.hits), nan=1.)
     return pd.DataFrame({'n': r.n, 'coverage': r.coverage, 'low': low, 'high': high, 'mean size': r.mean_size, 'empty': r['empty'], 'one class': r.one})
+
+# %% ../nbs/09_posthoc.ipynb #8a6490c1
+def plot_coverage(
+    table:pd.DataFrame, # From `ConformalSets.table(by=)`
+    miss:float, # What the sets were made for
+    n:int=20, # Groups to show: those that are covered least
+    title:str='Coverage of conformal sets'
+)->plt.Figure:
+    "Coverage of each group with its 95 % interval, the least first, and the coverage that was asked"
+    t = table.sort_values('coverage', kind='stable').head(n)
+    fig,ax = plt.subplots(figsize=(6.4, .26*len(t)+1.3), layout='constrained')
+    at = range(len(t))
+    ax.hlines(at, t.low, t.high, color='.6', lw=2)
+    ax.plot(t.coverage, at, 'o', color='tab:blue', ms=5)
+    ax.axvline(1-miss, color='k', ls='--', lw=1)
+    names = [str(o) if len(str(o))<34 else f'{str(o)[:18]}…{str(o)[-14:]}' for o in t.index]
+    ax.set_yticks(at, [f'{o} ({k:,}; {size:.1f})' for o,k,size in zip(names, t.n, t['mean size'])]); ax.invert_yaxis()
+    ax.set(xlabel='share of sets that hold the true class', title=title); ax.set_xlim(right=1.01)
+    ax.xaxis.set_major_formatter(lambda v,_: f'{v:.0%}'); ax.grid(alpha=.25, axis='x')
+    return fig
