@@ -331,7 +331,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; border-top: 1
 @media print { @page { margin: 15mm; } :root { color-scheme: light; --bg: #fff; --fg: #000; --soft: #444; --line: #bbb; --tint: #f2f2f2; --link: #000; }
   .page { display: block; max-width: none; padding: 0; } body { font-size: 10pt; } nav { position: static; max-height: none; } nav ol { columns: 3; }
   .scroll, figure .wide { overflow: visible; border: 0; } table { font-size: 7.5pt; } td { white-space: normal; } th, td { padding: 2pt 4pt; } tbody th, td.text { min-width: 0; }
-  figure .wide img, figure img { width: auto; max-width: 100%; max-height: 215mm; margin: 0 auto; } figure, tr { break-inside: avoid; } thead { display: table-header-group; } figure.table { break-inside: auto; } figure.table figcaption, h2 { break-after: avoid; } .grid { grid-template-columns: 1fr 1fr; } }
+  figure img { width: auto; max-width: 100%; max-height: 135mm; } figure .wide img { width: auto; max-width: 100%; max-height: 205mm; } figure, tr { break-inside: avoid; } thead { display: table-header-group; } figure.table.long { break-inside: auto; } h2 + p { break-after: avoid; } figure.table figcaption, h2 { break-after: avoid; } .grid { grid-template-columns: 1fr 1fr; } }
 """
 
 # %% ../nbs/11_report.ipynb #2862f7e5
@@ -362,7 +362,7 @@ _page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 {% elif b.kind=='list' %}<ul>{% for o in b['items'] %}<li>{{ o }}</li>{% endfor %}</ul>
 {% elif b.kind=='figure' %}{{ figure(b) }}
 {% elif b.kind=='grid' %}<div class="grid">{% for o in b['items'] %}{{ figure(o) }}{% endfor %}</div>
-{% elif b.kind=='table' %}<figure class="table"><figcaption>{{ b.caption }}</figcaption><div class="scroll" tabindex="0" role="region" aria-label="{{ b.caption }}"><table><thead><tr><th scope="col" class="text">{{ b.index }}</th>{% for c in b.columns %}<th scope="col"{% if b.text[loop.index0] %} class="text"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% elif b.kind=='table' %}<figure class="table{% if b.rows|length>25 %} long{% endif %}"><figcaption>{{ b.caption }}</figcaption><div class="scroll" tabindex="0" role="region" aria-label="{{ b.caption }}"><table><thead><tr><th scope="col" class="text">{{ b.index }}</th>{% for c in b.columns %}<th scope="col"{% if b.text[loop.index0] %} class="text"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead><tbody>
 {% for name,row in b.rows %}<tr><th scope="row">{{ name }}</th>{% for o in row %}<td{% if b.text[loop.index0] %} class="text"{% endif %}>{{ o }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div></figure>
 {% elif b.kind=='checklist' %}<div class="scroll" tabindex="0" role="region" aria-label="Items of the guidelines"><table><thead><tr><th scope="col" class="text">item</th><th scope="col" class="text">asks for</th><th scope="col" class="text">answered</th></tr></thead><tbody>
