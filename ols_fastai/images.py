@@ -16,6 +16,7 @@ from fastai.vision.all import *
 
 # %% ../nbs/03_images.ipynb #6327aa88
 _is_png,_is_jpeg = (lambda data: data.startswith(b'\x89PNG')),(lambda data: data.startswith(b'\xff\xd8'))
+_is_tiff = lambda data: data[:4] in (b'II*\0',b'MM\0*',b'II+\0',b'MM\0+')
 
 def _jpeg_head(data):
     "(height, width, channels) of a JPEG, or None"
@@ -26,15 +27,22 @@ def _jpeg_head(data):
         i += 1 if mark==0xff else 2+int.from_bytes(data[i+2:i+4], 'big')  # 0xff may be doubled to fill up
 
 def _tiff_pages(data):
-    "(height, width) of every page of a TIFF, previews apart"
+    "Height, width and transparent or not of every page of a TIFF, previews apart"
     f,ifd,seen = BytesIO(data),ImageFileDirectory_v2(data[:16 if 43 in data[2:4] else 8]),set()
     while ifd.next and ifd.next not in seen:  # a damaged file may point back
         seen.add(ifd.next); f.seek(ifd.next); ifd.load(f)
-        if not ifd.get(254, 0)&1: yield ifd[257],ifd[256]
+        if not ifd.get(254, 0)&1: yield ifd[257],ifd[256],(ifd.get(262),ifd.get(277),ifd.get(258))==(2,4,(8,)*4)
+
+def _png_ends(data):
+    "Do the chunks of a PNG follow each other to the last?"
+    i = 8
+    while i+12<=len(data):
+        if data[i+4:i+8]==b'IEND': return True
+        i += 12+int.from_bytes(data[i:i+4], 'big')
 
 def _is_cut(data):
     "Does the end of a PNG, JPEG or BMP miss?"
-    if _is_png(data): return data[-8:-4]!=b'IEND' and b'IEND' not in data
+    if _is_png(data): return not _png_ends(data)
     if _is_jpeg(data): return data[-2:]!=b'\xff\xd9' and data.rfind(b'\xff\xd9')<data.rfind(b'\xff\xda')  # after the last scan; a thumbnail has an end of its own
     return data.startswith(b'BM') and int.from_bytes(data[2:6], 'little')>len(data)
 
@@ -48,13 +56,13 @@ def _check(data):
     if _is_cut(data): raise ValueError("ends before its image does: copy it again or take it off the list")
     if _is_png(data):
         if zlib.crc32(data[12:29])!=int.from_bytes(data[29:33], 'big'): raise ValueError("has a damaged header: copy it again or take it off the list")
-        _check_size(*struct.unpack_from('>II', data, 16))
+        _check_size(*struct.unpack_from('>II', data, 16)[::-1])
     elif _is_jpeg(data) and (head := _jpeg_head(data)): _check_size(*head[:2], at_most=1024*len(data))  # a block of 64 pixels takes a bit or more
-    elif data.startswith(b'BM') and len(data)>=26: _check_size(*map(abs, struct.unpack_from('<ii', data, 18)))
-    elif data[:4] in (b'II*\0',b'MM\0*',b'II+\0',b'MM\0+'):
+    elif data.startswith(b'BM') and len(data)>=26: _check_size(*map(abs, struct.unpack_from('<ii', data, 18)[::-1]))
+    elif _is_tiff(data):
         pages = list(_tiff_pages(data))
         if len(pages)>1: raise ValueError(f"has {len(pages)} pages, and which to take can't be known: write them to a file each")
-        for o in pages: _check_size(*o)
+        for o in pages: _check_size(*o[:2])
 
 # %% ../nbs/03_images.ipynb #5d7b90e2
 def _stretch(a, lo, hi):
@@ -100,6 +108,8 @@ def _read_dicom(data, window=None):
 def _decode(data, window=None, min_side=None):
     "An image in memory, but not DICOM: (H,W) or (H,W,3) in RGB order"
     _check(data)
+    if _is_tiff(data) and next(_tiff_pages(data), (0,0,False))[2]:  # OpenCV would lay these on black, and no others
+        return np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))).convert('RGB'))
     flags = cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR
     if min_side and _is_jpeg(data) and (head := _jpeg_head(data)):
         k = next((k for k in (8,4,2) if min(head[:2])>=k*min_side), 1)
@@ -144,7 +154,7 @@ class CVImage(np.ndarray):
             if a.ndim==3 and a.shape[2]==1: a = a[...,0]
             if a.dtype not in (np.uint8,np.uint16) or not (a.ndim==2 or a.ndim==3 and a.shape[2]==3):
                 raise ValueError(f"an image must be (H,W) or (H,W,3), uint8 or uint16; got {a.shape} {a.dtype}")
-        return np.ascontiguousarray(a).view(cls)
+        return np.require(a, requirements='CW').view(cls)  # torch wants to be able to write
 
     def show(self, ctx=None, **kwargs):
         a = np.asarray(self)
