@@ -169,7 +169,7 @@ def encodes(self, o:CVImage):
     if a.dtype==np.uint16: a = a.astype(np.float32)*(255/65535)
     if a.ndim==2: return torch.from_numpy(a).expand(3, -1, -1).as_subclass(TensorCVImage)
     planes = np.empty((3,*a.shape[:2]), a.dtype)  # putting a batch together from whole planes is much faster
-    for i,o in enumerate(planes): cv2.extractChannel(a, i, o)
+    cv2.split(a, list(planes))
     return torch.from_numpy(planes).as_subclass(TensorCVImage)
 
 def _one_type(items):
@@ -239,19 +239,24 @@ def CVImageBlock(
 
 # %% ../nbs/03_images.ipynb #24fa7be3
 def _batch(shape):
-    "An empty batch on the CPU. numpy asks for pages of 2 MB: with those of 4 KB, as torch gets them, handing out the memory takes three times as long as the arithmetic"
+    "An empty batch on the CPU. numpy asks for pages of 2 MB: with those of 4 KB, as torch gets them, handing out the memory takes longer than the arithmetic"
     return torch.from_numpy(np.empty(tuple(shape), np.float32))
+
+def _plain(*ts): return [o.as_subclass(Tensor) for o in ts]
 
 @IntToFloatTensor
 def encodes(self, o:TensorCVImage):
     if o.device.type!='cpu' or o.dtype!=torch.uint8: return o.float().div_(self.div)
-    return _batch(o.shape).copy_(o.as_subclass(Tensor)).div_(self.div).as_subclass(TensorCVImage)
+    out = _batch(o.shape)
+    for new,old in zip(out, *_plain(o)): new.copy_(old).div_(self.div)  # one by one they stay in the cache
+    return out.as_subclass(TensorCVImage)
 
 @Normalize
 def encodes(self, x:TensorCVImage):
-    if x.device.type!='cpu' or x.dtype!=torch.float32 or x.requires_grad: return (x-self.mean)/self.std
-    x,m,s = (o.as_subclass(Tensor) for o in (x, self.mean, self.std))
-    return torch.sub(x, m, out=_batch(torch.broadcast_shapes(x.shape, m.shape))).div_(s).as_subclass(TensorCVImage)
+    if x.device.type!='cpu' or x.dtype!=torch.float32 or x.requires_grad or x.ndim!=4 or len(self.mean)!=1: return (x-self.mean)/self.std
+    x,m,s = _plain(x, self.mean, self.std)
+    for o in x: o.sub_(m[0]).div_(s[0])   # in place, as fastai's own IntToFloatTensor does it: the batch was made by this pipeline
+    return x.as_subclass(TensorCVImage)
 
 # %% ../nbs/03_images.ipynb #cf26a8d3
 def _norm_stats(dls):
