@@ -242,21 +242,19 @@ def _batch(shape):
     "An empty batch on the CPU. numpy asks for pages of 2 MB: with those of 4 KB, as torch gets them, handing out the memory takes longer than the arithmetic"
     return torch.from_numpy(np.empty(tuple(shape), np.float32))
 
-def _plain(*ts): return [o.as_subclass(Tensor) for o in ts]
-
 @IntToFloatTensor
 def encodes(self, o:TensorCVImage):
     if o.device.type!='cpu' or o.dtype!=torch.uint8: return o.float().div_(self.div)
     out = _batch(o.shape)
-    for new,old in zip(out, *_plain(o)): new.copy_(old).div_(self.div)  # one by one they stay in the cache
+    for new,old in zip(out, o.as_subclass(Tensor)): new.copy_(old).div_(self.div)  # one by one they stay in the cache
     return out.as_subclass(TensorCVImage)
 
 @Normalize
-def encodes(self, x:TensorCVImage):
-    if x.device.type!='cpu' or x.dtype!=torch.float32 or x.requires_grad or x.ndim!=4 or len(self.mean)!=1: return (x-self.mean)/self.std
-    x,m,s = _plain(x, self.mean, self.std)
-    for o in x: o.sub_(m[0]).div_(s[0])   # in place, as fastai's own IntToFloatTensor does it: the batch was made by this pipeline
-    return x.as_subclass(TensorCVImage)
+def encodes(self, x:TensorCVImage)->TensorImage:  # ready for a network: from here on it is an image as any other
+    m,s,x = self.mean,self.std,x.as_subclass(TensorImage)
+    if x.device.type!='cpu' or x.dtype!=torch.float32 or x.requires_grad or x.ndim!=4 or len(m)!=1: return (x-m)/s
+    for o in x.as_subclass(Tensor): o.sub_(m[0]).div_(s[0])   # in place, as fastai's own IntToFloatTensor does it: the batch was made by this pipeline
+    return x
 
 # %% ../nbs/03_images.ipynb #cf26a8d3
 def _norm_stats(dls):
