@@ -31,7 +31,7 @@ from .callback import *
 class RecordSoftLabels(Callback):
     "Keep the soft labels of every epoch in `matrices`, epoch -> (K,K) on the CPU, for `plot_soft_epochs`; give it to `fit` beside `OLSCallback`"
     order = OLSCallback.order+1
-    def __init__(self): self.matrices = {}
+    def __init__(self): self.matrices,self.trained = {},False
     def after_train(self): self.trained = True
     def before_epoch(self): self.trained = False
     def after_epoch(self):
@@ -637,6 +637,7 @@ class _OfFeatures:
 def _items(dl):
     "The list of a loader as a table, or None where it has none"
     items = getattr(dl, 'items', None)
+    if hasattr(items, 'frame'): items = items.frame()  # a compact container of rows
     return items if isinstance(items, pd.DataFrame) else None
 
 class CalibrationInterpretation(_OfProbabilities, _OfClassesAndImages, _OfFeatures, Interpretation):

@@ -84,6 +84,13 @@ def test_columns_of_the_list(interp):
     assert guess['count'].to_dict()=={k: n for k,n in zip('abc', interp.preds.argmax(1).bincount(minlength=3).tolist()) if n}
     with pytest.raises(ValueError, match="no column 'body part': it has filename, label, modality, patient"): interp.table(by='body part')
 
+def test_items_that_are_no_table(interp):
+    "A container of rows says what it holds by `frame`; others have no columns"
+    from types import SimpleNamespace as N
+    def of(items): return CalibrationInterpretation(None, N(items=items), interp.losses, preds=interp.preds, targs=interp.targs)
+    assert of(N(frame=lambda: interp.items)).table(by='modality', n=0).equals(interp.table(by='modality', n=0))
+    assert of(list(range(11))).items is None
+
 def test_given_loader_is_in_the_order_of_its_list(image_learner):
     "A training loader shuffles and drops the last batch; columns must still go with their rows"
     interp = CalibrationInterpretation.from_learner(image_learner, dl=image_learner.dls.train)
