@@ -132,9 +132,9 @@ def top_k_accuracy(
     k:int=1 # How many guesses, 1..K
 )->float: # Share, 0..1
     "Share of samples whose true class is among the `k` most probable; of equal ones, the first come first, as in `argmax`"
-    s = _stats(preds, targs, ranks=True)
+    s = _stats(preds, targs, ranks=k>1)
     if k<1 or s.preds is not None and k>s.preds.shape[1]: raise ValueError(f"k must be in 1..{'K' if s.preds is None else s.preds.shape[1]}, got {k}")
-    return float((s.rank<k).mean())
+    return float((s.correct if k==1 else s.rank<k).mean())
 
 @_measure('top_{k}_error')
 def top_k_error(
