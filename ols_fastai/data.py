@@ -15,30 +15,31 @@ from fastai.vision.all import *
 from torch.utils.data import WeightedRandomSampler
 from .images import *
 
-# %% ../nbs/04_data.ipynb #b8d56c4b
+# %% ../nbs/04_data.ipynb #664d85af
 seps = {',':'comma', ';':'semicolon', '\t':'tab', ' ':'blanks'}
 
-def _rows(f, sep):
-    "The fields of each line, and its number"
-    if sep==' ': yield from ((i,o.split()) for i,o in enumerate(f, 1))
-    else:
-        r = csv.reader(f, delimiter=sep, skipinitialspace=True, strict=True)
-        for o in r: yield r.line_num,o
+class _Blanks:
+    "As `csv.reader`, for columns divided by blanks, of which there may be many"
+    def __init__(self, f): self.f,self.line_num = iter(f),0
+    def __iter__(self): return self
+    def __next__(self):
+        self.line_num += 1
+        return next(self.f).split()
+
+def _reader(f, sep): return _Blanks(f) if sep==' ' else csv.reader(f, delimiter=sep, skipinitialspace=True, strict=True)
 
 def _find_sep(first_line, wanted):
     "The first of `seps` that has all columns wanted (names, or positions) in the first line, or None"
     for sep in seps:
-        try: row = [o.strip() for o in next(_rows([first_line], sep), (0,[]))[1]]
+        try: row = [o.strip() for o in next(_reader([first_line], sep), [])]
         except csv.Error: continue
         if all(o<len(row) if isinstance(o, int) else o in row for o in wanted): return sep
 
 # %% ../nbs/04_data.ipynb #12566cbd
 def _clean_name(o):
     "One spelling for one file; None for a name that leads out of the folder"
-    if '/.' in o or '//' in o or o[0]=='.' or o[-1]=='/':
-        o = os.path.normpath(o)
-        if o in ('.','..') or o.startswith('../'): return
-    return o
+    o = os.path.normpath(o)
+    return None if o in ('.','..') or o.startswith('../') else '/'+o.lstrip('/') if o[0]=='/' else o
 
 def read_list(
     fn:str|Path, # Text file in UTF-8: columns divided by comma, semicolon, tab or blanks
@@ -61,32 +62,44 @@ def _read_rows(f, fn, wanted, header):
     if first_line is None: raise ValueError(f"{fn} is not a CSV: it is empty")
     f.seek(0)
     sep = _find_sep(first_line, wanted)
-    rows = ((i,o) for i,o in _rows(f, sep or ',') if any(map(str.strip, o)))
-    names = [o.strip() for o in next(rows)[1]] if header else None
+    reader = _reader(f, sep or ',')
+    names = next(reader)
+    while not any(map(str.strip, names)): names = next(reader)
+    first_row,names = [] if header else names, [o.strip() for o in names] if header else [str(i) for i in range(len(names))]
     if sep is None:
         if not header: raise ValueError(f"{fn}, line 1 has no columns {wanted[0]} and {wanted[1]}, counted from 0: {first_line.strip()!r}")
         missing = next((o for o in wanted if o not in names), wanted[0])
         raise ValueError(f"{fn} has no column {missing!r}: its columns are {', '.join(map(repr, names))}; if its first line is an image already, header=False")
-    if not header:
-        i,first_row = next(rows)
-        names,rows = [str(o) for o in range(len(first_row))],itertools.chain([(i,first_row)], rows)
-    ni,li = ((names.index(o) if header else o) for o in wanted)
     for o in wanted:
         if names.count(str(o))>1: raise ValueError(f"{fn} has {names.count(str(o))} columns {o!r}")
-    others = {n: k for k,n in enumerate(names) if k not in (ni,li) and n not in ('filename','label','list','line','')}
-    files,labels,lines,extra,same = [],[],int_array('i'),{o: [] for o in others},{}
-    for i,row in rows:
-        if len(row)>len(names): raise ValueError(f"{fn}, line {i} has {len(row)} fields, but {'the header' if header else 'the first line'} has {len(names)}, divided by {seps[sep]}: {sep.join(row)[:200]!r}")
-        row += ['']*(len(names)-len(row))
+    n,(ni,li) = len(names),(names.index(str(o)) for o in wanted)
+    others = {o: k for k,o in enumerate(names) if k not in (ni,li) and o not in ('filename','label','list','line','')}
+    files,labels,lines,extra,same = [],[],int_array('i'),[[] for _ in others],{}
+    for row in itertools.chain([first_row], reader):
+        if len(row)!=n:
+            if not any(map(str.strip, row)): continue  # a blank line
+            if len(row)>n: raise ValueError(f"{fn}, line {reader.line_num} has {len(row)} fields, but {'the header' if header else 'the first line'} has {n}, divided by {seps[sep]}: {sep.join(row)[:200]!r}")
+            row += ['']*(n-len(row))
         o,l = row[ni].strip(),row[li].strip()
-        if not o or not l: raise ValueError(f"{fn}, line {i}: empty {'label' if o else 'filename'}")
-        name = _clean_name(o)
-        if name is None: raise ValueError(f"{fn}, line {i}: {o} leads out of the folder of the images")
-        if not {'\n','\r','\0'}.isdisjoint(o+l): raise ValueError(f"{fn}, line {i}: a line break or a zero byte inside {o!r} or {l!r}: is a quotation mark missing?")
-        files.append(name); labels.append(same.setdefault(l, l)); lines.append(i)
-        for n,k in others.items(): extra[n].append(same.setdefault(row[k].strip(), row[k].strip()))
+        if not o or not l:
+            if not any(map(str.strip, row)): continue
+            raise ValueError(f"{fn}, line {reader.line_num}: empty {'label' if o else 'filename'}")
+        files.append(o); labels.append(same.setdefault(l, l)); lines.append(reader.line_num)
+        for v,k in zip(extra, others.values()): v.append(same.setdefault(row[k].strip(), row[k].strip()))
     if not files: raise ValueError(f"{fn} has {'a header but ' if header else ''}no rows")
-    return pd.DataFrame(dict(filename=files, label=labels, **extra, list=str(fn), line=np.asarray(lines)))
+    _check_names(files, labels, lines, fn)
+    return pd.DataFrame(dict(filename=files, label=labels, **dict(zip(others, extra)), list=str(fn), line=np.asarray(lines)))
+
+def _check_names(files, labels, lines, fn):
+    "Put `files` into one spelling, in place. Whether any needs it shows in all of them joined, as most lists are clean"
+    joined = '\n'.join(files)+'\n'
+    if joined.count('\n')!=len(files) or any(c in o for o in (joined, *set(labels)) for c in '\r\0') or any('\n' in o for o in set(labels)):
+        i = next(i for i,o in enumerate(zip(files, labels)) if any(c in ''.join(o) for c in '\n\r\0'))
+        raise ValueError(f"{fn}, line {lines[i]}: a line break or a zero byte inside {files[i]!r} or {labels[i]!r}: is a quotation mark missing?")
+    if not ('/.' in joined or '//' in joined or '\n.' in joined or '/\n' in joined or joined[0]=='.'): return
+    for i,o in enumerate(files):
+        files[i] = _clean_name(o)
+        if files[i] is None: raise ValueError(f"{fn}, line {lines[i]}: {o} leads out of the folder of the images")
 
 # %% ../nbs/04_data.ipynb #be191baa
 splits = ['train','valid','test']
@@ -102,16 +115,16 @@ def _split_codes(df):
 
 def _check_labels(df):
     "Raise for a label of validation or test that training lacks"
-    known = set(df.label[df['split']=='train'])
+    known = df.label[df['split']=='train'].unique()
     new = df[~df.label.isin(known)]
     if len(new): raise ValueError(f"{_where(new.iloc[0])}label {new.label.iloc[0]!r} of {new['split'].iloc[0]} is not among the {len(known)} of train ({len(new)} such rows, {new.label.nunique()} such labels)")
 
 def _in_two_splits(df, key):
     "Raise for a value of `key`, a Series, that is in more than one split; empty ones do not count"
     codes,values = pd.factorize(key)
-    pairs = np.unique(codes.astype(np.int64)*len(splits)+_split_codes(df))
-    n_splits = np.bincount(pairs//len(splits), minlength=len(values))
-    twice = np.flatnonzero((n_splits>1) & (np.asarray(values, dtype=object)!=''))
+    seen = np.zeros((len(values),len(splits)), bool)
+    seen[codes,_split_codes(df)] = True
+    twice = [i for i in np.flatnonzero(seen.sum(1)>1) if values[i]!='']
     if not len(twice): return
     rows = df[codes==twice[0]]
     return str(values[twice[0]]), list(dict.fromkeys(rows['split'])), len(twice)
@@ -225,7 +238,7 @@ def split_counts(
     if group in df: out[f'{group}s'] = g[group].nunique()
     return out.reindex([o for o in splits if o in out.index])
 
-# %% ../nbs/04_data.ipynb #ce006979
+# %% ../nbs/04_data.ipynb #1cc27961
 def _listed(path, cache):
     if path not in cache:
         try: cache[path] = os.listdir(path)
@@ -249,16 +262,19 @@ def _on_disk(base, name, cache):
         out = f'{out}/{part}' if out else part
     return out
 
+def _strings(x): return x.to_numpy(dtype=object).tolist()
+
 def _relative(df, base):
     "File names relative to `base`. Raises `ValueError` for one outside"
-    absolute = [i for i,o in enumerate(df.filename) if o[0]=='/']
-    if not absolute: return df.filename.tolist()
-    names,starts = df.filename.tolist(),[f"{str(o).rstrip('/')}/" for o in (base, os.path.realpath(base))]
+    names = _strings(df.filename)
+    absolute = [i for i,o in enumerate(names) if o[0]=='/']
+    if not absolute: return names,False
+    starts = [f"{str(o).rstrip('/')}/" for o in (base, os.path.realpath(base))]
     for i in absolute:
         start = next((o for o in starts if names[i].startswith(o)), None)
         if start is None: raise ValueError(f"{_where(df.iloc[i])}{names[i]} is outside {base}, the folder of the images")
         names[i] = names[i][len(start):]
-    return names
+    return names,True
 
 def find_images(
     df:pd.DataFrame, # Has a column `filename`
@@ -268,7 +284,7 @@ def find_images(
 )->pd.DataFrame: # `df` with the names as they are on disk
     "Look for all images. Raises `FileNotFoundError` naming the first that is missing, and `ValueError` for a name that may be two files"
     base,real_base,cache,missing = Path(base),os.path.realpath(base),{},[]
-    names,folders,real = _relative(df, base),{},{}
+    (names,changed),folders,real = _relative(df, base),{},{}
     for i,o in enumerate(names): folders.setdefault(o[:o.rfind('/')+1], int_array('i')).append(i)
     for folder,rows in folders.items():
         there = _on_disk(base, folder[:-1], cache) if folder else ''
@@ -276,16 +292,17 @@ def find_images(
         known,start = set(files),f'{there}/' if there else ''
         for i in rows:
             o = names[i][len(folder):]
-            if o not in known and (o := _match(o, files)) is None: missing.append(i)
-            elif start+o!=names[i]: names[i] = start+o
+            if o in known and start==folder: continue
+            if (o := _match(o, files)) is None: missing.append(i)
+            else: names[i],changed = start+o,True
         to = os.path.relpath(os.path.realpath(base/start), real_base)
         if to!=(there or '.'): real.update((i,f'{to}/{names[i][len(start):]}') for i in rows)  # a link
     if missing:
         first_row = df.iloc[min(missing)]
         raise FileNotFoundError(f"{len(missing)} of {len(df)} images are missing under {base}; the first is {first_row.filename}"
                                 + (f" ({_where(first_row)[:-2]})" if _where(first_row) else '') + "; `check_images` lists all, for exclude=")
-    out = df.assign(filename=names)
-    if 'split' in df: check_splits(out.assign(filename=[real.get(i, o) for i,o in enumerate(names)]) if real else out, patient, allow)
+    out = df.assign(filename=names) if changed else df
+    if 'split' in df and (out is not df or real): check_splits(out.assign(filename=[real.get(i, o) for i,o in enumerate(names)]) if real else out, patient, allow)
     return out
 
 # %% ../nbs/04_data.ipynb #c96d8a14
@@ -324,7 +341,7 @@ def sample_counts(
     out = pd.DataFrame(dict(before=before.label.value_counts(), after=after.label.value_counts())).fillna(0).astype(int).sort_values(['before','after'], ascending=False)
     return pd.concat([out, out.sum().to_frame('all classes').T])
 
-# %% ../nbs/04_data.ipynb #dde4f929
+# %% ../nbs/04_data.ipynb #348c0f12
 class ListRow:
     "A row of `ListItems`: `filename`, `label`, and where it stood"
     __slots__ = ('items','i')
@@ -343,8 +360,10 @@ class ListRow:
 class _ListStore:
     "All rows of a table in arrays, sorted by split"
     def __init__(self, df, watch):
-        names = df.filename.tolist()
-        self.blob = np.frombuffer('\n'.join(names).encode(errors='surrogateescape')+b'\n', np.uint8)
+        names = _strings(df.filename)
+        blob = bytearray()
+        for i in range(0, len(names), 100_000): blob += '\n'.join([*names[i:i+100_000], '']).encode(errors='surrogateescape')
+        self.blob = np.frombuffer(blob, np.uint8)
         self.ends = np.flatnonzero(self.blob==10)
         if len(self.ends)!=len(df): raise ValueError("a file name has a line break")
         codes,vocab = pd.factorize(df.label, sort=True)
@@ -484,7 +503,7 @@ def list_block(
     balanced:bool=False # Draw all classes equally often in training?
 )->DataBlock: # Call its `dataloaders(df)`
     "The `DataBlock` of a list of images"
-    vocab = sorted(set(df.label[df['split']=='train']))
+    vocab = sorted(df.label[df['split']=='train'].unique())
     image = CVImageBlock(stats)
     image.type_tfms = L(ReadRow(find_root(df, root, complete=False), list(image.type_tfms), on_error))
     return ListBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)), get_items=partial(ListItems.create, watch=on_error=='skip'), get_y=RowLabel(),
