@@ -3,17 +3,17 @@
     python benchmarks/lists.py [FOLDER]      # 10 minutes; writes benchmarks/lists.csv
 
 The list is made up: 165 classes with a long tail in RadImageNet's folders. Its files are hard links to 1,000 small PNGs, so that each name is there and the first batch can be read. They are kept in FOLDER if that is
-given, and used again. Each way runs in a process of its own, in turns, three times; the lowest seconds and the highest memory are kept:
+given, and used again. Each way runs in a process of its own, in turns, `n_rounds` times; the lowest seconds and the highest memory are kept:
 
 - ready: from the CSVs to DataLoaders, without the imports; wall clock, and seconds of the CPU, which other processes on the machine do not disturb
 - memory: what the process has in RAM, of which `imports_MB` are torch, fastai and pandas before anything is read
 - epoch start: until the first batch of a shuffled epoch from two worker processes, which read real files
-- per worker: memory that a worker has for itself (USS), the mean of two, when 1,000 batches of 64 rows have been drawn. What an image takes is kept out of it: all rows give the same picture, made once.
+- per worker: memory that a worker has for itself (USS), the mean of two, when 300 batches of 64 rows have been drawn. What an image takes is kept out of it: all rows give the same picture, made once.
 """
 import csv, os, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 
-n_rows,n_files,bs = 1_350_000,1_000,64
+n_rows,n_files,bs,n_rounds = 1_350_000,1_000,64,2
 
 def make(path):
     import cv2, numpy as np
@@ -78,7 +78,7 @@ def run(way, path):
     del it
     one_picture(dls)
     it = iter(dls.train)
-    for _ in range(1000): next(it)
+    for _ in range(300): next(it)
     uss = [o.memory_full_info().uss/1e6 for o in psutil.Process().children() if o.memory_full_info().uss>1e6]
     print('RESULT', len(dls.train_ds), imports, ready, cpu, rss(), peak, first, sum(uss)/2, flush=True)
     os._exit(0)
@@ -86,7 +86,7 @@ def run(way, path):
 def main(path):
     if not (path/'made').exists(): start = time.perf_counter(); make(path); print(f'made the list in {time.perf_counter()-start:.0f} s', flush=True)
     got = {o: [] for o in ways}
-    for _ in range(3):
+    for _ in range(n_rounds):
         for way in ways:
             r = subprocess.run([sys.executable, '-W', 'ignore', __file__, 'run', way, str(path)], capture_output=True, text=True)
             if 'RESULT' not in r.stdout: sys.exit(r.stdout+r.stderr)

@@ -492,19 +492,20 @@ class BalancedDL(ListDL):
         return np.fromiter(WeightedRandomSampler(1/np.bincount(codes)[codes], self.n, generator=generator), np.int64, self.n)
 
 # %% ../nbs/04_data.ipynb #dcd9a7cf
+@delegates(CVImageBlock)
 def list_block(
     df:pd.DataFrame, # From `read_lists`
     root:str|Path, # See `find_root`
     size:int|tuple=224, # In pixels, see `CVResize`
     crop:float=1., # See `CVResize`
     flip:bool=False, # See `CVResize`
-    stats:tuple=half, # See `CVImageBlock`
     on_error:str='raise', # An image that can't be read: 'raise', or in training 'skip', which takes another of its class
-    balanced:bool=False # Draw all classes equally often in training?
+    balanced:bool=False, # Draw all classes equally often in training?
+    **kwargs
 )->DataBlock: # Call its `dataloaders(df)`
     "The `DataBlock` of a list of images"
     vocab = sorted(df.label[df['split']=='train'].unique())
-    image = CVImageBlock(stats)
+    image = CVImageBlock(**kwargs)
     image.type_tfms = L(ReadRow(find_root(df, root, complete=False), list(image.type_tfms), on_error))
     return ListBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)), get_items=partial(ListItems.create, watch=on_error=='skip'), get_y=RowLabel(),
                      item_tfms=CVResize(size, crop, flip), dl_type=BalancedDL if balanced else ListDL)
