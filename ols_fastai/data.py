@@ -15,7 +15,7 @@ from fastai.vision.all import *
 from torch.utils.data import WeightedRandomSampler
 from .images import *
 
-# %% ../nbs/04_data.ipynb #664d85af
+# %% ../nbs/04_data.ipynb #2cb4c1f0
 seps = {',':'comma', ';':'semicolon', '\t':'tab', ' ':'blanks'}
 
 class _Blanks:
@@ -28,12 +28,13 @@ class _Blanks:
 
 def _reader(f, sep): return _Blanks(f) if sep==' ' else csv.reader(f, delimiter=sep, skipinitialspace=True, strict=True)
 
-def _find_sep(first_line, wanted):
-    "The first of `seps` that has all columns wanted (names, or positions) in the first line, or None"
-    for sep in seps:
+def _find_seps(first_line, wanted):
+    "Those of `seps` that have all columns wanted (names, or positions) in the first line; blanks only if no other has"
+    def fits(sep):
         try: row = [o.strip() for o in next(_reader([first_line], sep), [])]
-        except csv.Error: continue
-        if all(o<len(row) if isinstance(o, int) else o in row for o in wanted): return sep
+        except csv.Error: return False
+        return all(o<len(row) if isinstance(o, int) else o in row for o in wanted)
+    return [o for o in seps if o!=' ' and fits(o)] or [o for o in ' ' if fits(o)]
 
 # %% ../nbs/04_data.ipynb #12566cbd
 def _clean_name(o):
@@ -45,28 +46,32 @@ def read_list(
     fn:str|Path, # Text file in UTF-8: columns divided by comma, semicolon, tab or blanks
     filename:str|int='filename', # Column of the image's name; its position (from 0) in a file without a header
     label:str|int='label', # Column of its class, likewise
-    header:bool=True # Does the first line name the columns?
+    header:bool=True, # Does the first line name the columns?
+    sep:str|None=None # What divides the columns, one of `seps`; found from the first line if not given
 )->pd.DataFrame: # Columns `filename` and `label` first, then any others, all as text; then `list` and `line`, where the row stood
     "Read a list of images. Raises `FileNotFoundError`, or `ValueError` naming the file and the line"
     fn = Path(fn)
     if not fn.is_file(): raise FileNotFoundError(f"{'a folder is no list file:' if fn.is_dir() else 'no list file'} {fn}: give the path of a CSV with the columns {filename},{label}")
     if not header: filename,label = (0 if filename=='filename' else filename),(1 if label=='label' else label)
-    elif isinstance(filename, int) or isinstance(label, int): raise ValueError("columns are given by position in a file without a header: header=False")
+    if sep not in (None,*seps): raise ValueError(f"sep is one of {', '.join(map(repr, seps))}, got {sep!r}, for {fn}")
+    if header and (isinstance(filename, int) or isinstance(label, int)): raise ValueError("columns are given by position in a file without a header: header=False")
     try:
-        with fn.open(encoding='utf-8-sig', newline='') as f: return _read_rows(f, fn, (filename,label), header)
+        with fn.open(encoding='utf-8-sig', newline='') as f: return _read_rows(f, fn, (filename,label), header, sep)
     except UnicodeDecodeError as e: raise ValueError(f"{fn} is not in UTF-8: save it as 'CSV UTF-8'") from e
     except csv.Error as e: raise ValueError(f"{fn} is not a CSV: {e}") from e
 
-def _read_rows(f, fn, wanted, header):
+def _read_rows(f, fn, wanted, header, sep):
     first_line = next((o for o in f if o.strip()), None)
     if first_line is None: raise ValueError(f"{fn} is not a CSV: it is empty")
     f.seek(0)
-    sep = _find_sep(first_line, wanted)
+    found = [sep] if sep else list(_find_seps(first_line, wanted))
+    if len(found)>1: raise ValueError(f"{fn}: its columns may be divided by {' or '.join(seps[o] for o in found)}: say so, with sep={found[0]!r}")
+    sep = first(found)
     reader = _reader(f, sep or ',')
-    names = next(reader)
-    while not any(map(str.strip, names)): names = next(reader)
+    names = next((o for o in reader if any(map(str.strip, o))), None)
+    if names is None: raise ValueError(f"{fn} is not a CSV: its fields are empty")
     first_row,names = [] if header else names, [o.strip() for o in names] if header else [str(i) for i in range(len(names))]
-    if sep is None:
+    if sep is None or any(str(o) not in names for o in wanted):
         if not header: raise ValueError(f"{fn}, line 1 has no columns {wanted[0]} and {wanted[1]}, counted from 0: {first_line.strip()!r}")
         missing = next((o for o in wanted if o not in names), wanted[0])
         raise ValueError(f"{fn} has no column {missing!r}: its columns are {', '.join(map(repr, names))}; if its first line is an image already, header=False")
