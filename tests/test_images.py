@@ -254,6 +254,8 @@ def test_huge_claims(kind, tmp_path, monkeypatch):
 def test_more_pixels_than_the_bytes_can_hold(tmp_path):
     "10,000 x 10,000 would be allowed, but not from 900 bytes; and a PNG's header is not believed when its sum is wrong"
     with pytest.raises(ValueError, match='claims to have 10000 x 10000'): read_image(put(tmp_path/'a.jpg', huge('jpg', 10_000)))
+    bad = bytearray(huge('jpg', 10_000)); i = bad.index(b'\xff\xc0'); bad[i:i] = b'\0\1\2\xff\0\xff\xd0'   # what libjpeg skips
+    with pytest.raises(ValueError, match='claims to have 10000 x 10000'): read_image(put(tmp_path/'a.jpg', bad))
     bad = bytearray(files['png']); bad[18] ^= 32
     with pytest.raises(ValueError, match='a.png.*damaged header'): read_image(put(tmp_path/'a.png', bad))
 
