@@ -2,7 +2,7 @@
 
 Sphinx, MyST-NB and Furo, because Material for MkDocs announces its own end of life (2027) and Jupyter Book 2 builds with Node.js; Sphinx is kept, warns of every
 link that leads nowhere, and its search knows the objects of the reference."""
-import inspect, re, shutil, sys, tempfile
+import inspect, re, sys, tempfile
 from importlib import import_module
 from pathlib import Path
 import nbformat
@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 
 root = Path(__file__).parent.parent
 pkg = 'ols_fastai'
-skip = r'```.*?```|~~~.*?~~~|\[[^\]]*\]\([^)]*\)|^#[^\n]*$'  # of Markdown: where a name is no reference
+skip = r'``+.*?``+|~~~.*?~~~|\[[^\]]*\]\([^)]*\)|^#[^\n]*$'  # of Markdown: where a name is no reference
 
 # ---- the notebooks
 
@@ -31,7 +31,7 @@ def page(nb, names):
     "A notebook without what nbdev hides and without its directives, names of the package linked to the reference"
     cells = []
     for c in nb.cells:
-        if c.cell_type=='markdown': c.source = link_names(c.source, names)
+        if c.cell_type=='markdown': c.source = re.sub(r'\]\(((?:\.\./)*)index\.ipynb', r'](\1../index.md', link_names(c.source, names))
         elif re.search(r'^#\|\s*(hide|default_exp)\b', c.source, re.M): continue
         else: c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M).strip()
         for out in c.get('outputs', []):  # what `show_doc` prints is written for Quarto
@@ -42,43 +42,43 @@ def page(nb, names):
     return nb
 
 def link_names(text, names):
-    def role(m): return f'{{py:obj}}`~{names[m[1]]}`' if m[1] and m[1] in names else m[0]
-    return re.sub(skip+r'|`([\w.]+)`(?!`)', role, text, flags=re.M|re.S)
+    def role(m): return f'{{py:obj}}`{m[1]}{m[2] or ""} <{names[m[1]]}>`' if m[1] in names else m[0]
+    return re.sub(skip+r'|`([\w.]+)(\(\))?`(?!`)', role, text, flags=re.M|re.S)
 
 # ---- the reference
 
 def members(cls):
-    "Public methods and properties that the package itself gives a class and that a user calls: not fastai's events"
+    "Public methods and properties that the package itself gives a class and that a user calls: not fastai's events. (name, directive, option, function)"
     for k,v in vars(cls).items():
-        f = getattr(v, '__func__', v.fget if isinstance(v, property) else v)  # of classmethod, staticmethod, property
-        if k[0]!='_' and inspect.isfunction(f) and f.__module__.startswith(pkg) and not hasattr(event, k) and f.__doc__: yield k,v,f
+        if k[0]=='_' or hasattr(event, k): continue
+        o = v.fget if isinstance(v, property) else getattr(cls, k)
+        f = getattr(o, '__func__', o)  # of a classmethod
+        if not inspect.isfunction(f) or not f.__module__.startswith(pkg) or not f.__doc__: continue
+        option = ':classmethod:' if inspect.ismethod(o) else ':staticmethod:' if isinstance(v, staticmethod) else ''
+        yield k, 'property' if isinstance(v, property) else 'method', option, f
 
 def short(o):
     "An annotation or a default as one would write it"
-    s = 'None' if o is None or o is type(None) else o if isinstance(o, str) else getattr(o, '__name__', None) if not hasattr(o, '__args__') else None
-    return s if s and not isinstance(o, str) else repr(o) if isinstance(o, str) else re.sub(r'\b(?:\w+\.)+(\w+)', r'\1', str(o))
+    if inspect.isclass(o) and not hasattr(o, '__args__') or inspect.isfunction(o): return o.__name__
+    return re.sub(r'\b(?:[A-Za-z_]\w*\.)+(\w+)', r'\1', repr(o))  # pathlib.Path -> Path
+
+def annotation(o): return '' if o is inspect.Parameter.empty else o if isinstance(o, str) else 'None' if o is None else short(o)
 
 def signature(f, drop_first=False):
-    ps = []
-    for i,p in enumerate(inspect.signature(f).parameters.values()):
-        if drop_first and not i: continue
+    "Parameters and what comes back, as the Python domain reads them"
+    sig,ps = inspect.signature(f),[]
+    for p in list(sig.parameters.values())[drop_first:]:
         s = {p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '')+p.name
-        if p.annotation is not p.empty: s += f': {p.annotation if isinstance(p.annotation, str) else short(p.annotation)}'
-        if p.default is not p.empty: s += (' = ' if ':' in s else '=')+short(p.default)
+        if a := annotation(p.annotation): s += f': {a}'
+        if p.default is not p.empty: s += (' = ' if a else '=')+short(p.default)
         ps.append(s)
-    return f"({', '.join(ps)})"
+    r = annotation(sig.return_annotation)
+    return f"({', '.join(ps)})" + (f' -> {r}' if r and not inspect.isclass(f) else '')
 
-def fields(f):
+def fields(f, names):
     "A field list of the docments: what each parameter is, and what comes back"
-    d = docments(f, full=True)
-    out = [f":param {k}: {v['docment']}" for k,v in d.items() if k not in ('self','cls','return') and v['docment']]
-    r = d.get('return')
-    if r and r['docment']: out.append(f":returns: {r['docment']}")
-    return '\n'.join(re.sub(r'\s+', ' ', o) for o in out)
-
-def returns(f):
-    r = inspect.signature(f).return_annotation
-    return '' if r is inspect.Signature.empty or inspect.isclass(f) else f" -> {r if isinstance(r, str) else short(r)}"
+    d = {k: link_names(re.sub(r'\s+', ' ', v['docment']), names) for k,v in docments(f, full=True).items() if v['docment']}
+    return '\n'.join(f":returns: {v}" if k=='return' else f":param {k}: {v}" for k,v in d.items() if k not in ('self','cls'))
 
 def directive(kind, head, *body, colons=3, options=()):
     fence = ':'*colons
@@ -89,14 +89,10 @@ def entry(name, o, names, mod):
     def doc(x): return link_names(inspect.getdoc(x) or '', names)
     names = {k:v for k,v in names.items() if k!=name}  # nothing links to itself
     if inspect.isclass(o):
-        subs = []
-        for k,v,f in members(o):
-            if isinstance(v, property): subs.append(directive('property', k, doc(f)))
-            else:
-                options = [':classmethod:'] if isinstance(v, classmethod) else [':staticmethod:'] if isinstance(v, staticmethod) else []
-                subs.append(directive('method', k+signature(f, not isinstance(v, staticmethod))+returns(f), doc(f), fields(f), options=options))
-        return directive('class', name+signature(o), doc(o), fields(o), *subs, colons=4)
-    if callable(o): return directive('function', name+signature(o)+returns(o), doc(o), fields(o))
+        subs = [directive(kind, k if kind=='property' else k+signature(f, option!=':staticmethod:'), doc(f), fields(f, names), options=[option])
+                for k,kind,option,f in members(o)]
+        return directive('class', name+signature(o), doc(o), fields(o, names), *subs, colons=4)
+    if callable(o): return directive('function', name+signature(o), doc(o), fields(o, names))
     return directive('data', name, f'`{type(o).__name__}`' + (f' of {len(o)}: ' + ', '.join(f'`{k}`' for k in o) if isinstance(o, (dict,list,tuple,set)) else ''))
 
 def reference(mods):
@@ -118,7 +114,7 @@ def reference(mods):
 
 def toctree(caption, docs): return f':::{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n:::\n'
 
-def linked_files(text): return re.findall(r'\]\((?!\w+:|#)([^)#\s]+)', text)
+def linked_files(text): return re.findall(r'(?:\]\(|src=")(?!\w+:|#)([^)"#\s]+)', text)
 
 def write_sources(src):
     "What Sphinx reads, laid out as the repository is, so that links between files hold"
@@ -129,24 +125,14 @@ def write_sources(src):
     texts.update({o: '\n'.join(c.source for c in nb.cells if c.cell_type=='markdown') for o,nb in nbs.items()})
     def write(fn, text):
         fn.parent.mkdir(parents=True, exist_ok=True)
-        fn.write_text(text)
-    # other files that these lead to: a page if Markdown, otherwise a copy
-    more = []
-    for fn,text in list(texts.items()):
-        for o in linked_files(text):
-            to = (fn.parent/o).resolve()
-            if not to.is_file() or to in texts or to.suffix=='.ipynb': continue
-            if to.suffix=='.md':
-                texts[to] = to.read_text()
-                more.append(str(to.relative_to(root).with_suffix('')))
-            else:
-                (src/to.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(to, src/to.relative_to(root))
+        fn.write_bytes(text if isinstance(text, bytes) else text.encode())
     for fn,nb in nbs.items(): write(src/fn.relative_to(root), nbformat.writes(page(nb, names)))
     for mod,text in pages.items(): write(src/f'reference/{mod.split(".")[-1]}.md', text)
-    for fn,text in texts.items():
-        if fn.suffix=='.md' and fn.name!='README.md' or fn.parent!=root: 
-            if fn.suffix=='.md': write(src/fn.relative_to(root), text)
+    # other files that these lead to: a page if Markdown, otherwise a copy
+    linked = {(fn.parent/o).resolve() for fn,text in texts.items() for o in linked_files(text)}
+    linked = {o for o in linked if o.is_file() and o.is_relative_to(root) and o.suffix!='.ipynb'} | {root/'CONTRIBUTING.md',root/'CHANGELOG.md'}
+    for fn in linked: write(src/fn.relative_to(root), fn.read_bytes())
+    more = sorted(str(o.relative_to(root).with_suffix('')) for o in linked if o.suffix=='.md' and o not in texts)
     docs = [str(o.relative_to(root).with_suffix('')) for o in nbs]
     write(src/'index.md', '\n\n'.join([link_names(texts[root/'README.md'], names),
         toctree('Tutorials', [o for o in docs if '/tutorials/' in o]), toctree('The package, part by part', [o for o in docs if '/tutorials/' not in o]),
