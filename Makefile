@@ -8,7 +8,7 @@ export MPLBACKEND := Agg
 export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest mutate export notebooks readme docs clean
+.PHONY: help setup demo test test-newest mutate export notebooks readme docs lint coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,5 +60,17 @@ docs: setup ## the web site from the notebooks and docments, in _docs/
 	$(BIN)/python docs/build.py _docs
 	@echo 'To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs'
 
+lint: setup ## ruff, and whether public signatures are true and described
+	$(BIN)/ruff check .
+	$(BIN)/python tests/signatures.py
+
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
+coverage: setup ## lines of the package that no notebook and no test runs
+	$(BIN)/coverage erase
+	for nb in nbs/[0-9]*.ipynb nbs/tutorials/*.ipynb; do PYTHONWARNINGS=ignore $(BIN)/coverage run tests/cover.py $$nb || exit 1; done
+	$(BIN)/coverage run -m pytest tests --ignore tests/test_project.py --ignore tests/test_site.py --ignore tests/test_face.py
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 clean: ## removes what make and the tests made, but not .venv
-	rm -rf demo .cache _proc _docs build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf demo .cache .coverage* _proc _docs build dist *.egg-info .pytest_cache .hypothesis

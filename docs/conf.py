@@ -1,5 +1,4 @@
 "Sphinx's settings; `build.py` writes the sources and starts it. Mathematics becomes MathML here, so that no page asks the network for anything."
-from pathlib import Path
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 

@@ -4,7 +4,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
-from urllib.parse import urldefrag, urljoin
+from urllib.parse import urldefrag
 import pytest
 
 root = Path(__file__).parent.parent
@@ -33,7 +33,8 @@ def address(site):
 def browser(tmp_path_factory):
     try: from selenium import webdriver
     except ImportError: pytest.fail(needs, pytrace=False)
-    chromium,driver = shutil.which('chromium'),shutil.which('chromedriver')
+    chromium = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
+    driver = shutil.which('chromedriver')
     if not (chromium and driver): pytest.fail(needs, pytrace=False)
     o = webdriver.ChromeOptions()
     o.binary_location = chromium
