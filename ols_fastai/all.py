@@ -17,6 +17,7 @@ from .models import *
 from .calibration import *
 from .posthoc import *
 from .interpretation import *
+from .report import *
 from .experiment import *
 
 # %% ../nbs/13_all.ipynb #15797749

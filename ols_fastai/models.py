@@ -29,7 +29,7 @@ def _small_resnet(n_out):
     resnet = timm.models.resnet
     return resnet.ResNet(resnet.Bottleneck, (1,1,1,1), num_classes=n_out, channels=(16,32,64,128), stem_width=32, output_stride=16)
 
-def _small_mobilenet(n_out): return timm.create_model('mobilenetv2_035', num_classes=n_out, output_stride=16)
+def _small_mobilenet(n_out): return timm.create_model('mobilenetv2_035', depth_multiplier=.3, num_classes=n_out, output_stride=16)
 
 def _small_vgg(n_out):
     # timm's VGG has a head of 25 million weights, made for 224 pixels

@@ -1,0 +1,501 @@
+"Pictures and tables of calibration: right numbers in the right places, and clear errors."
+import os
+import cv2, matplotlib, matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, timm, torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from fastai.callback.progress import ProgressCallback
+from fastai.basics import Learner, Module, no_random
+from torch import Tensor, nn
+from ols_fastai.calibration import *
+from ols_fastai.callback import OLSCallback
+from ols_fastai.data import list_dls
+from ols_fastai.interpretation import *
+from ols_fastai.interpretation import _three
+from ols_fastai.models import create_model
+from conftest import toy_learner
+
+K,names = 6,'femur patella meniscus tendon tibia cartilage'.split()
+
+@pytest.fixture(autouse=True)
+def closed():
+    "No window, and no figure left open"
+    matplotlib.use('Agg')
+    yield
+    plt.close('all')
+
+def random_preds(n=300, K=K, seed=0, sharp=2.):
+    g = torch.Generator().manual_seed(seed)
+    p = (sharp*torch.randn(n, K, generator=g)).softmax(1)
+    return p,torch.multinomial(p, 1, generator=g)[:,0]
+
+def random_S(K=K, seed=0):
+    S = torch.rand(K, K, generator=torch.Generator().manual_seed(seed)) + 2*torch.eye(K)
+    return S/S.sum(1, keepdim=True)
+
+@pytest.fixture(scope='module')
+def image_learner(tmp_path_factory):
+    "Three classes of grey images with a column `modality`, and a network that was never trained"
+    path,rng = tmp_path_factory.mktemp('images'),np.random.default_rng(0)
+    for split,n in (('train',10),('valid',4),('test',11)):
+        rows = []
+        for i in range(n):
+            cv2.imwrite(str(path/f'{split}{i}.png'), rng.integers(0, 256, (20,24), dtype=np.uint8))
+            rows.append((f'{split}{i}.png', 'abc'[i%3], ['CT','MR'][i%2], f'p{i//2}'))
+        pd.DataFrame(rows, columns=['filename','label','modality','patient']).to_csv(path/f'{split}.csv', index=False)
+    with no_random():
+        dls = list_dls(path/'train.csv', path/'valid.csv', path/'test.csv', size=32, bs=4, num_workers=0, device='cpu')
+        learn = Learner(dls, create_model('small_cnn', 3))
+    learn.remove_cb(ProgressCallback)
+    learn.path = path
+    return learn
+
+@pytest.fixture
+def interp(image_learner): return CalibrationInterpretation.from_learner(image_learner, ds_idx=2)
+
+# ---- the class
+
+def test_arrays_and_learner_agree(interp):
+    arrays = CalibrationInterpretation.from_preds(interp.preds.numpy(), interp.targs.tolist(), list('abc'), interp.items)
+    pd.testing.assert_frame_equal(arrays.table(n=20), interp.table(n=20))
+    pd.testing.assert_frame_equal(arrays.calibration_by('modality'), interp.calibration_by('modality'))
+    pd.testing.assert_frame_equal(arrays.top_overconfident(), interp.top_overconfident())
+    assert torch.allclose(arrays.losses, interp.losses.double(), atol=1e-5)
+    lines = [[o.get_xydata() for o in i.plot_reliability().axes[0].lines] for i in (arrays,interp)]
+    for a,b in zip(*lines, strict=True): np.testing.assert_array_equal(a, b)
+
+def test_rows_of_the_table(interp):
+    "The paper's row is part of it, intervals of plain means hold their value, and one seed gives one table"
+    t = interp.table(n_bins=10, n=100)
+    row = calibration_row(interp.preds, interp.targs, 10)
+    np.testing.assert_allclose(t.value[list(row)], list(row.values()), rtol=1e-12)
+    for k in ('NLL','Brier','mean confidence'): assert t.low[k]<=t.value[k]<=t.high[k], k
+    pd.testing.assert_frame_equal(t, interp.table(n_bins=10, n=100))
+    assert not t.equals(interp.table(n_bins=10, n=100, seed=1))
+    assert list(interp.table(n=0).columns)==['value']
+
+def test_columns_of_the_list(interp):
+    "Tables by a column are those of its rows alone"
+    by = interp.table(by='modality', n=0)
+    assert list(by.columns)==[('CT','value'),('MR','value')]   # 6 and 5 of 11
+    ct = (interp.items.modality=='CT').to_numpy()
+    assert by['CT'].value.NLL==pytest.approx(nll(interp.preds[ct], interp.targs[ct]), abs=1e-12)
+    assert interp.table(by=ct, n=0)['True'].value.NLL==by['CT'].value.NLL
+    guess = interp.calibration_by()
+    assert guess['count'].to_dict()=={k: n for k,n in zip('abc', interp.preds.argmax(1).bincount(minlength=3).tolist()) if n}
+    with pytest.raises(ValueError, match="no column 'body part': it has filename, label, modality, patient"): interp.table(by='body part')
+
+def test_items_that_are_no_table(interp):
+    "A container of rows says what it holds by `frame`; others have no columns"
+    from types import SimpleNamespace as N
+    def of(items): return CalibrationInterpretation(None, N(items=items), interp.losses, preds=interp.preds, targs=interp.targs)
+    assert of(N(frame=lambda: interp.items)).table(by='modality', n=0).equals(interp.table(by='modality', n=0))
+    assert of(list(range(11))).items is None
+
+def test_given_loader_is_in_the_order_of_its_list(image_learner):
+    "A training loader shuffles and drops the last batch; columns must still go with their rows"
+    interp = CalibrationInterpretation.from_learner(image_learner, dl=image_learner.dls.train)
+    assert len(interp.preds)==len(interp.items)==10
+    assert [image_learner.dls.vocab[o] for o in interp.targs]==interp.items.label.tolist()
+
+def test_a_group_of_one_has_no_interval():
+    p,t = random_preds(21)
+    interp = CalibrationInterpretation.from_preds(p, t, np.array(names), pd.DataFrame(dict(kind=['US']+['CT']*20, patient=['a']*11+['b']*10)))
+    by = interp.table(by='kind', n=20)
+    assert by['US'].value.NLL==pytest.approx(nll(p[:1], t[:1])) and by['US'][['low','high']].isna().all().all() and by['CT'].low.NLL<by['CT'].high.NLL
+    assert interp.table(by='patient', groups='patient', n=20)['a'].low.isna().all()
+
+def test_patients_are_resampled_whole():
+    "Twenty copies of each image carry no news: drawn by image they pretend to"
+    p,t = (o.repeat_interleave(20, 0) for o in random_preds(30))
+    interp = CalibrationInterpretation.from_preds(p, t, items=pd.DataFrame(dict(patient=np.arange(600)//20)))
+    width = [(o.high-o.low)['NLL'] for o in (interp.table(n=200), interp.table(n=200, groups='patient'))]
+    assert width[1]>3*width[0]
+
+def test_bad_arrays():
+    p,t = random_preds(20)
+    make = CalibrationInterpretation.from_preds
+    bad = p.clone(); bad[3,1] = float('nan')
+    with pytest.raises(ValueError, match='row 3: preds are not finite'): make(bad, t)
+    with pytest.raises(ValueError, match='row 0: .*logits'): make(p.log(), t)
+    with pytest.raises(ValueError, match='there are 2 class names'): make(p, t, ['a','b'])
+    with pytest.raises(ValueError, match='19 items for 20'): make(p, t, items=pd.DataFrame(dict(a=range(19))))
+    interp = make(p, t)
+    with pytest.raises(ValueError, match="no list to take 'modality'"): interp.table(by='modality')
+    with pytest.raises(ValueError, match='19 groups for 20'): interp.calibration_by(range(19))
+    for f in (interp.features, interp.plot_tsne, interp.plot_template_plane, lambda: interp[0], lambda: interp.plot_top_losses(2)):
+        with pytest.raises(ValueError, match='from_learner'): f()
+    with pytest.raises(ValueError, match='not trained with OLSCallback'): interp.plot_soft_labels()
+    with pytest.raises(ValueError, match='give from_preds images'): interp.plot_top_overconfident()
+
+def test_methods_leave_the_functions_alone():
+    import ols_fastai.interpretation as m
+    for o in ('plot_reliability','plot_reliability_by','plot_risk_coverage','plot_soft_labels','most_alike','calibration_by','top_overconfident','feature_stats','plot_tsne','plot_template_plane'):
+        assert callable(getattr(m, o)) and o in m.__all__, o
+
+# ---- reliability and risk
+
+def test_reliability_of_one():
+    "Bars, gaps and points at what `consistency_band` says"
+    p,t = random_preds()
+    fig = plot_reliability({'net': (p,t)}, 10)
+    ax,hist = fig.axes
+    r = consistency_band(p, t, 10).query('count>0')
+    assert len(ax.patches)==len(r)
+    np.testing.assert_allclose([(o.get_y(),o.get_y()+o.get_height()) for o in ax.patches], r[['band_low','band_high']])
+    gaps = np.concatenate([o.get_segments() for o in ax.collections if isinstance(o, matplotlib.collections.LineCollection)])
+    ends = {(round(g[0,0], 9),round(g[0,1], 9),round(g[1,1], 9)) for g in gaps}
+    assert ends=={(round(c, 9),round(a, 9),round(c, 9)) for c,a in zip(r.confidence, r.accuracy)}
+    labels = [o.get_text() for o in fig.legends[0].get_texts()]
+    assert labels[0]=='perfectly calibrated' and labels[1].startswith(f'net: ECE {ece(p, t, n_bins=10):.3f}') and len(labels)==5
+
+def test_over_and_under_confidence_have_their_colours():
+    "Certain and always wrong in one bin, unsure and always right in another"
+    p = torch.tensor([[.95,.05]]*20+[[.55,.45]]*20)
+    fig = plot_reliability({'net': (p, torch.tensor([1]*20+[0]*20))})
+    over,under = [o for o in fig.axes[0].collections if isinstance(o, matplotlib.collections.LineCollection)]
+    assert [s[0,0] for s in over.get_segments()]==pytest.approx([.95]) and [s[0,0] for s in under.get_segments()]==pytest.approx([.55])
+    assert matplotlib.colors.to_rgb(over.get_colors()[0])==matplotlib.colors.to_rgb('tab:red')
+
+def test_reliability_of_several():
+    runs = {f'net {i}': random_preds(seed=i) for i in range(3)}
+    fig = plot_reliability(runs)
+    ax = fig.axes[0]
+    assert len(ax.lines)==4 and not ax.patches                        # the diagonal and three; no bars that hide each other
+    assert len({o.get_color() for o in ax.lines})==4
+    assert [o.get_text().split(':')[0] for o in fig.legends[0].get_texts()]==['perfectly calibrated',*runs]
+    assert len(plot_reliability(runs, band=True).axes[0].patches)>10
+    with pytest.raises(ValueError, match='runs is empty'): plot_reliability({})
+    with pytest.raises(ValueError, match='runs is empty'): plot_risk_coverage({})
+
+def test_few_predictions_are_crosses():
+    p = torch.tensor([[.95,.05]]*9+[[.55,.45]]*10)
+    line = plot_reliability({'net': (p, torch.zeros(19, dtype=torch.long))}).axes[0].lines[1]
+    assert line.get_xdata().tolist()==pytest.approx([.55])
+
+def test_calibration_by():
+    "Against sums written out; what has no group is one with a name"
+    p,t = random_preds(40)
+    groups = np.array(['CT','MR','',None]*10, dtype=object)
+    by = calibration_by(p, t, groups)
+    assert by['count'].to_dict()=={'CT': 10, 'MR': 10, '(empty)': 20}
+    conf = p[0::4].max(1).values.double()
+    right = (p[0::4].argmax(1)==t[0::4]).double()
+    np.testing.assert_allclose(by.loc['CT'], [10, conf.mean(), right.mean(), conf.mean()-right.mean(), 1.96*((conf*(1-conf)).sum()**.5)/10], rtol=1e-6)
+    beyond = by.gap.abs()-by.chance
+    assert (beyond.diff().dropna()<=0).all()
+
+def test_chance_is_what_calibrated_groups_show():
+    "Of many calibrated groups, about 95 % lie within"
+    p,t = random_preds(40000, seed=5)
+    by = calibration_by(p, t, np.arange(40000)//100)
+    assert .92<(by.gap.abs()<=by.chance).mean()<.98
+
+@pytest.mark.parametrize('n_groups,n,visible', [(1,12,1),(5,12,5),(9,4,4),(165,12,12)])
+def test_grid(n_groups, n, visible):
+    "The worst groups in their order, each with its own predictions"
+    p,t = random_preds(1000)
+    groups = np.array([f'g{i}' for i in range(n_groups)])[np.arange(1000)%n_groups]
+    fig = plot_reliability_by(p, t, groups, n)
+    axs = [o for o in fig.axes if o.get_visible()]
+    by = calibration_by(p, t, groups)
+    assert [o.get_title().split('\n')[0] for o in axs]==by.index[:n].tolist() and len(axs)==visible
+    mine = groups==by.index[0]
+    r = reliability(p[mine], t[mine], 10).query('count>0')
+    np.testing.assert_allclose(axs[0].lines[-1].get_xydata(), r[['confidence','accuracy']])
+    assert ('worst of' in fig.get_suptitle())==(n<n_groups)
+
+def test_grid_has_ticks_below_each_column():
+    p,t = random_preds(500)
+    fig = plot_reliability_by(p, t, np.arange(500)%7)
+    axs = [o for o in fig.axes if o.get_visible()]
+    assert [o.get_xlabel() for o in axs]==['']*3+['confidence']*4
+    with pytest.raises(ValueError, match='n must be'): plot_reliability_by(p, t, np.arange(500)%7, 0)
+
+def test_risk_coverage():
+    p,t = random_preds(5000)
+    ax = plot_risk_coverage({'a': (p,t), 'b': random_preds(50, seed=1)}).axes[0]
+    line,best = ax.lines[:2]
+    assert len(line.get_xdata())==2000 and line.get_xydata()[-1].tolist()==pytest.approx([1, top_k_error(p, t)])
+    r = risk_coverage(p, t)
+    np.testing.assert_allclose(np.interp(line.get_xdata()[:50], r.coverage, r.risk), line.get_ydata()[:50])
+    x = best.get_xdata()
+    acc = 1-top_k_error(p, t)
+    np.testing.assert_allclose(best.get_ydata(), np.where(x<acc, 0, 1-acc/x), atol=1e-12)
+    assert (best.get_ydata()<=line.get_ydata()+1e-12).all()
+    assert [o.get_text().split(':')[0] for o in ax.get_legend().get_texts()]==['a','b','the best order there is']
+
+# ---- soft labels
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(K=st.integers(2, 30), seed=st.integers(0, 99))
+def test_order_is_a_permutation(K, seed): assert sorted(similar_order(random_S(K, seed)))==list(range(K))
+
+def test_order_brings_similar_ones_together():
+    "However little of it the other row knows"
+    S = torch.eye(6)
+    for i,j in ((5,0),(4,1),(3,2)): S[i,i],S[i,j] = .6,.4
+    o = similar_order(S)
+    assert {frozenset(o[i:i+2]) for i in (0,2,4)}=={frozenset(p) for p in ((0,5),(1,4),(2,3))}
+
+def test_heat_map_shows_the_matrix_in_its_order():
+    S,o = random_S(),similar_order(random_S())
+    ax = plot_soft_labels(S, names).axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), S.numpy()[np.ix_(o,o)], rtol=1e-6)
+    for labels in (ax.get_xticklabels(),ax.get_yticklabels()): assert [t.get_text() for t in labels]==[names[i] for i in o]
+
+def test_bad_soft_labels():
+    S = random_S()
+    bad = S.clone(); bad[2,0] = float('nan')
+    with pytest.raises(ValueError, match='row 2 of S sums to nan'): plot_soft_labels(bad, names)
+    with pytest.raises(ValueError, match=r'S must be \(K,K\)'): similar_order(S[:3])
+    with pytest.raises(ValueError, match='5 class names'): most_alike(S, names[:5])
+    with pytest.raises(ValueError, match='2 class names'): plot_soft_epochs([S], names[:2])
+    with pytest.raises(ValueError, match='RecordSoftLabels'): plot_soft_epochs({}, names)
+    with pytest.raises(ValueError, match='differ in size'): plot_soft_epochs([S, random_S(4)], names)
+
+def test_record_soft_labels():
+    "What each epoch learnt, over several fits, and nothing of `validate`"
+    learn,record = toy_learner(),RecordSoftLabels()
+    ols = OLSCallback(.5)
+    learn.fit(2, cbs=[record,ols])
+    assert torch.equal(record.matrices[2], learn.soft_labels.S) and not torch.equal(record.matrices[1], record.matrices[2])
+    learn.add_cb(record); learn.validate(); learn.get_preds(); learn.remove_cb(record)
+    assert list(record.matrices)==[1,2]
+    learn.fit(1, cbs=[ols,record])
+    assert list(record.matrices)==[1,2,3] and torch.equal(record.matrices[3], learn.soft_labels.S)
+    with pytest.raises(ValueError, match='give OLSCallback'): toy_learner().fit(1, cbs=RecordSoftLabels())
+
+@pytest.mark.parametrize('n_epochs,n,shown', [(1,8,[1]),(3,8,[1,2,3]),(20,4,[1,7,14,20])])
+def test_epochs(n_epochs, n, shown):
+    S = {e: random_S(seed=e) for e in reversed(range(1, n_epochs+1))}
+    fig = plot_soft_epochs(S, names, n, n_pairs=3)
+    maps = [o for o in fig.axes if o.images]
+    assert [int(o.get_title().split()[1].rstrip(':')) for o in maps]==shown
+    o = similar_order(S[n_epochs])
+    for ax,e in zip(maps, shown): np.testing.assert_allclose(ax.images[0].get_array(), S[e].numpy()[np.ix_(o,o)], rtol=1e-6)
+    assert len({(ax.images[0].norm.vmin,ax.images[0].norm.vmax) for ax in maps})==1
+    pairs = most_alike(S[n_epochs], names, 3)
+    lines = fig.axes[-1].lines
+    for line,(_,row) in zip(lines, pairs.iterrows(), strict=True):
+        i,j = names.index(row['class']),names.index(row.resembles)
+        assert line.get_ydata()==pytest.approx([float(S[e][i,j]) for e in range(1, n_epochs+1)])
+        assert line.get_label()==f'{names[i]}\n→ {names[j]}'
+
+def test_animation(tmp_path):
+    fn = animate_soft_labels([random_S(seed=i) for i in range(3)], tmp_path/'s.gif', dpi=30)
+    im = Image.open(fn)
+    frames = []
+    for i in range(im.n_frames): im.seek(i); frames.append(im.convert('RGB').tobytes())
+    assert len(set(frames))==3 and os.listdir(tmp_path)==['s.gif'] and not plt.get_fignums()
+    with pytest.raises(FileNotFoundError, match='no folder'): animate_soft_labels([random_S()], tmp_path/'no/s.gif')
+    with pytest.raises(ValueError, match=r"\.gif, not '\.mp4'|\.gif, not \.mp4"): animate_soft_labels([random_S()], tmp_path/'s.mp4')
+
+# ---- mistakes
+
+def test_top_overconfident():
+    p,t = random_preds(50)
+    m = top_overconfident(p, t, 5, names)
+    wrong = (p.argmax(1)!=t).nonzero()[:,0]
+    assert m.index.tolist()==sorted(wrong.tolist(), key=lambda i: -p[i].max())[:5]
+    for i,row in m.iterrows(): assert (row.guess,row.true)==(names[p[i].argmax()],names[t[i]]) and row.p_true==pytest.approx(float(p[i,t[i]]))
+    assert len(top_overconfident(p, t, 999))==len(wrong) and top_overconfident(p, p.argmax(1)).empty
+    with pytest.raises(ValueError, match='2 class names'): top_overconfident(p, t, class_names=['a','b'])
+
+def test_mistakes_are_shown_as_their_files(interp):
+    fig,m = interp.plot_top_overconfident(3),interp.top_overconfident(3)
+    for ax,(i,row) in zip(fig.axes, m.iterrows()):
+        a = cv2.imread(str(interp.learn.path/row.filename), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_allclose(np.asarray(ax.images[0].get_array())*255, a, atol=.5)
+        assert ax.get_title()==f'says {row.guess} {row.confidence:.0%}\nis {row.true} {row.p_true:.0%}\n(row {i})'
+        assert row.true==interp.items.label[interp.items.filename==row.filename].item()
+
+@pytest.mark.parametrize('make', [lambda a: a, lambda a: torch.as_tensor(a)[None].expand(3, -1, -1), lambda a: Image.fromarray(a), lambda a: np.stack([a]*3, -1)])
+def test_images_of_any_kind(make):
+    "Arrays, tensors and PIL images, from a list or a function"
+    p,t = random_preds(30)
+    ims = [np.full((5,7), i, np.uint8) for i in range(30)]
+    for images in ([make(o) for o in ims], lambda i: make(ims[i])):
+        interp = CalibrationInterpretation.from_preds(p, t, names, images=images)
+        fig = interp.plot_top_overconfident(3)
+        for ax,i in zip(fig.axes, interp.top_overconfident(3).index):
+            a = np.asarray(ax.images[0].get_array())
+            assert a.shape[:2]==(5,7) and (a==i).all()
+
+def test_points_are_no_images():
+    learn = toy_learner()
+    with pytest.raises(ValueError, match='no image but Tensor of shape'): CalibrationInterpretation.from_learner(learn).plot_top_overconfident()
+    with pytest.raises(ValueError, match='no mistake'): plot_overconfident([], top_overconfident(torch.eye(3), torch.arange(3)))
+
+# ---- features
+
+@pytest.mark.parametrize('arch', ['small_cnn','test_resnet','test_vit','test_efficientnet'])
+def test_features_make_the_predictions(image_learner, arch):
+    "The last layer of the features is the network's prediction, in the order of the list, and no hook stays behind"
+    learn = Learner(image_learner.dls, timm.create_model(arch, num_classes=3, img_size=32) if arch=='test_vit' else create_model(arch, 3))
+    learn.remove_cb(ProgressCallback)
+    dl = learn.dls.train   # shuffled, and its last two are dropped
+    x,y,head = penultimate(learn, dl=dl)
+    preds,targs = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False))
+    with torch.no_grad(): torch.testing.assert_close(head(x).softmax(1), preds.as_subclass(Tensor), atol=1e-5, rtol=1e-4)
+    assert torch.equal(y, targs.as_subclass(Tensor)) and not head._forward_hooks
+    assert [learn.dls.vocab[o] for o in y]==dl.items.label.tolist()
+
+def test_networks_without_such_a_layer():
+    class Twice(Module):
+        def __init__(self): self.l = nn.Linear(2, K)
+        def forward(self, x): return self.l(x)+self.l(x)
+    for model,what in ((nn.Sequential(nn.Unflatten(1, (2,1)), nn.Conv1d(2, K, 1), nn.Flatten()),'no nn.Linear'), (Twice(),'does not make its 6'),
+                       (nn.Sequential(nn.Linear(2, 3), nn.Unflatten(1, (3,1)), nn.Conv1d(3, K, 1), nn.Flatten()),'3\\) does not make its 6')):
+        with pytest.raises(ValueError, match=what): penultimate(toy_learner(model=model))
+
+def clouds(n=(7,5,9,1), D=4, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(n)), n)
+    return rng.normal(size=(len(n),D))[y]*2+rng.normal(size=(len(y),D)), y
+
+@pytest.mark.parametrize('D', [2,4,40])
+def test_feature_stats_against_the_written_out(D):
+    "Papyan's Eq. for NC1 with the D x D matrices, and silhouettes by loops"
+    x,y = clouds(D=D)
+    means = np.stack([x[y==k].mean(0) for k in range(4)])
+    W = sum(np.outer(o-means[k], o-means[k]) for o,k in zip(x, y))/len(x)
+    B = sum(np.outer(m-means.mean(0), m-means.mean(0)) for m in means)/4
+    s = []
+    for i in range(len(x)):
+        d = np.linalg.norm(x-x[i], axis=1)
+        mine = (y==y[i])&(np.arange(len(x))!=i)
+        if not mine.any(): s.append(0); continue
+        a,b = d[mine].mean(),min(d[y==k].mean() for k in range(4) if k!=y[i])
+        s.append((b-a)/max(a, b))
+    got = feature_stats(x, y)
+    assert got['NC1']==pytest.approx(np.trace(W@np.linalg.pinv(B, rcond=1e-10))/4, rel=1e-6)
+    assert got['silhouette']==pytest.approx(np.mean(s))
+    inter = np.mean([np.linalg.norm(means[i]-means[j]) for i in range(4) for j in range(i)])
+    assert got['intra/inter']==pytest.approx(np.mean(np.linalg.norm(x-means[y], axis=1))/inter)
+
+def test_feature_stats_collapse_and_errors():
+    x,y = clouds()
+    tight = feature_stats(np.eye(4)[y]+1e-6*x, y)
+    assert tight['NC1']<1e-9 and tight['intra/inter']<1e-4 and tight['silhouette']>.9
+    bad = x.copy(); bad[4,0] = np.inf
+    with pytest.raises(ValueError, match='row 4 of the features'): feature_stats(bad, y)
+    with pytest.raises(ValueError, match='at least 2 classes'): feature_stats(x, np.zeros(len(x), int))
+    with pytest.raises(ValueError, match='do not go together'): feature_stats(x, y[:3])
+    with pytest.raises(ValueError, match='same mean'): feature_stats(np.ones((4,2)), [0,0,1,1])
+
+def test_template_plane():
+    "Templates keep their distances, the first is the origin, the second lies on the first axis, the third above it"
+    w = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).numpy().astype(float)
+    origin,axes = template_plane(w, [3,0,4])
+    z = (w[[3,0,4]]-origin)@axes.T
+    np.testing.assert_allclose(axes@axes.T, np.eye(2), atol=1e-12)
+    np.testing.assert_allclose(z[0], 0, atol=1e-12)
+    np.testing.assert_allclose(z[1], [np.linalg.norm(w[0]-w[3]), 0], atol=1e-12)
+    assert z[2,1]>0 and np.linalg.norm(z[2]-z[1])==pytest.approx(np.linalg.norm(w[4]-w[0]))
+    for bad,what in (([0,1],'three different'),([0,1,5],'0..4'),([0,0,1],'three different')):
+        with pytest.raises(ValueError, match=what): template_plane(w, bad)
+    with pytest.raises(ValueError, match='on a line'): template_plane(np.outer([1,2,3.], np.ones(4)), [0,1,2])
+
+def test_shades_are_the_decisions_of_the_network():
+    "A point lies on the shade of the class of the three with the largest logit"
+    g = torch.Generator().manual_seed(1)
+    w,b = torch.randn(K, 5, generator=g),torch.randn(K, generator=g)
+    x = 2*torch.randn(200, 5, generator=g)
+    y,three = torch.randint(0, K, (200,), generator=g),[4,1,2]
+    ax = plot_template_plane(x, y, w, three, names, b).axes[0]
+    shade = ax.collections[0].get_paths()
+    points = [o for o in ax.collections if isinstance(o, matplotlib.collections.PathCollection)]
+    assert len(points)==7                                             # three clouds, three stars, the key to them
+    n = 0
+    for cloud,k in zip(points[0:6:2], three):
+        np.testing.assert_allclose(cloud.get_offsets(), (x[y==k].numpy()-template_plane(w, three)[0])@template_plane(w, three)[1].T, rtol=1e-4, atol=1e-4)
+        for place,xi in zip(cloud.get_offsets(), x[y==k]):
+            z = (w[three]@xi+b[three]).sort(descending=True)
+            if z.values[0]-z.values[1]<.3: continue                   # on a border of the drawn grid
+            assert [bool(o.contains_point(place)) for o in shade]==[i==z.indices[0] for i in range(3)]
+            n += 1
+    assert n>50
+    assert f'towards {names[1]}' in ax.get_xlabel()
+
+def test_classes_of_the_plane(interp):
+    "The names that are asked for, or the two most confused and the one least like them"
+    assert 'towards a' in interp.plot_template_plane(['c','a','b']).axes[0].get_xlabel()
+    with pytest.raises(ValueError, match="no class 'd'"): interp.plot_template_plane(['a','b','d'])
+    p = torch.tensor([[.5,.05,.4,.05],[.1,.8,.05,.05],[.4,.05,.5,.05],[.1,.1,.1,.7]])
+    assert _three(p, torch.arange(4))==[0,2,1]   # of the others, 1 shares .25 with them and 3 shares .30
+    with pytest.raises(ValueError, match='there are 2'): _three(torch.tensor([[.5,.5]]), torch.tensor([0]))
+
+def test_tsne():
+    x,y = clouds((20,20,20,20), D=6)
+    fig = plot_tsne(x, y, names[:4], n=50, n_named=3)
+    ax = fig.axes[0]
+    rest,*named = ax.collections
+    assert sum(len(o.get_offsets()) for o in ax.collections)==50 and len(named)==3 and rest.get_label()=='the other 1 classes'
+    s = [float(o.get_label().split()[-1]) for o in named]
+    assert s==sorted(s)
+    assert f"NC1 {feature_stats(x, y)['NC1']:.2f}" in ax.get_title()
+    again = plot_tsne(x, y, names[:4], n=50, n_named=3).axes[0].collections[1]
+    np.testing.assert_array_equal(again.get_offsets(), named[0].get_offsets())
+    with pytest.raises(ValueError, match='class 3 has no name'): plot_tsne(x, y, names[:3])
+    with pytest.raises(ValueError, match='at least 5'): plot_tsne(x[18:22], y[18:22], names)
+
+def test_features_are_kept(interp, monkeypatch):
+    first = interp.features()
+    monkeypatch.setattr(interp.learn, 'get_preds', lambda *a, **k: pytest.fail('predicted again'))
+    assert interp.features() is first and interp.feature_stats().keys()=={'silhouette','intra/inter','NC1'}
+
+# ---- comparison
+
+def two(): return {k: CalibrationInterpretation.from_preds(*random_preds()) for k in ('one','two')}
+
+def test_comparison_with_itself_is_nought():
+    c = compare_calibration(two(), n=20)
+    d = c['two - one']
+    assert (d.fillna(0)==0).all().all() and list(dict.fromkeys(c.columns.get_level_values(0)))==['one','two','two - one']
+    pd.testing.assert_frame_equal(c['one'], two()['one'].table(n=20))
+
+def test_comparison_is_paired():
+    "The same network but for a little: the difference is known far better than either value"
+    p,t = random_preds(400)
+    a,b = (CalibrationInterpretation.from_preds(o, t) for o in (p, (p*.98+.02/K)))
+    c = compare_calibration({'a': a, 'b': b}, n=100)
+    width = c.xs('high', axis=1, level=1).loc['NLL']-c.xs('low', axis=1, level=1).loc['NLL']
+    assert width['b - a']<.2*width['a']
+    assert c['b - a'].value['NLL']==pytest.approx(nll(b.preds, t)-nll(p, t))
+
+def test_comparison_needs_the_same_samples():
+    one = two()['one']
+    other = CalibrationInterpretation.from_preds(*random_preds(seed=3))
+    with pytest.raises(ValueError, match='other and one were not judged on the same'): compare_calibration({'one': one, 'other': other})
+    with pytest.raises(ValueError, match='at least 2'): compare_calibration({'one': one})
+
+def test_page_of_comparison():
+    "Each network on each panel, and a row a measure with its interval"
+    p,t = random_preds()
+    interps = {f'net {i}': CalibrationInterpretation.from_preds(random_preds(seed=i)[0], t) for i in range(3)}
+    c = compare_calibration(interps, n=20)
+    fig = plot_comparison(interps, c)
+    rel,hist,risk,wrong,diff = fig.axes
+    assert len(rel.lines)==4 and len(risk.lines)==6 and len(hist.patches)==len(wrong.patches)==3
+    rows = [o.get_text() for o in diff.get_yticklabels()]
+    assert rows[0]=='Top-1 error' and 'ECE (15 bins)' in rows and len(rows)==9
+    base = c['net 0'].value
+    for dots,name in zip(diff.lines, ('net 1','net 2')):
+        assert dots.get_xdata()[rows.index('NLL')]==pytest.approx(c[f'{name} - net 0'].value['NLL']/base['NLL'])
+    assert [o.get_text() for o in fig.legends[0].get_texts()]==list(interps)
+    s = interps['net 0'].stats
+    assert wrong.patches[0].get_data().values.sum()==(~s.correct).sum()
+
+def test_one_sample_and_two_classes():
+    "The least there is to show"
+    p,t = torch.tensor([[.3,.7]]),torch.tensor([0])
+    interp = CalibrationInterpretation.from_preds(p, t)
+    assert interp.table(n=0).value['Top-1 error %']==100 and interp.top_overconfident().guess.tolist()==['1']
+    assert interp.plot_reliability().axes[0].lines[1].get_xdata().size==0    # a cross, no line
+    assert interp.plot_reliability_by().axes[0].get_title()=='1\n1: says 70%, right 0%'
+    assert interp.plot_risk_coverage().axes[0].lines[0].get_xydata().tolist()==[[1,1]]
+
+def test_nothing_to_better():
+    t = torch.arange(K).repeat(5)
+    interps = {'perfect': CalibrationInterpretation.from_preds(torch.eye(K)[t], t), 'other': CalibrationInterpretation.from_preds(random_preds(30)[0], t)}
+    assert 'perfect leaves nothing to better' in plot_comparison(interps, compare_calibration(interps, n=5)).axes[-1].get_title()
