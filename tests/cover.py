@@ -5,6 +5,7 @@ that they would define are the module's."""
 import contextlib, io, os, re, sys
 from importlib import import_module
 from pathlib import Path
+from symtable import symtable
 import nbformat
 from IPython.display import display
 
@@ -15,7 +16,10 @@ def run(fn):
     names = {'__name__':'__main__', 'display':display}
     for i,source in enumerate(cells):
         if re.search(r'^#\|\s*(default_exp|slow|eval:\s*false)|nbdev_export\(', source, re.M): continue
-        if re.search(r'^#\|\s*exporti?\b', source, re.M): names.update({k:v for k,v in vars(import_module(f'ols_fastai.{mod}')).items() if not k.startswith('__')})
+        if re.search(r'^#\|\s*exporti?\b', source, re.M):
+            made = {o.get_name() for o in symtable(source, fn.name, 'exec').get_symbols() if o.is_assigned() or o.is_imported()}
+            # a star import has no names to be seen here: all of the module's, unless the notebook itself has made something else of one
+            names.update({k:v for k,v in vars(import_module(f'ols_fastai.{mod}')).items() if not k.startswith('__') and (k in made or k not in names)})
         else: exec(compile(source, f'{fn.name}, code cell {i}', 'exec'), names)
 
 if __name__=='__main__':
