@@ -1,6 +1,6 @@
 """Images per second from files on disk to a normalised, augmented batch on a CPU: ours, fastai's default, torchvision's, and the limit.
 
-    nice python benchmarks/image_speed.py        # 4 minutes on a quiet machine; writes benchmarks/image_speed.csv, a row as soon as it is measured
+    python benchmarks/image_speed.py        # 15 minutes beside other programs; writes benchmarks/image_speed.csv, a row as soon as it is measured
 
 Files are made up (smooth shapes and noise), of 224 and 512 pixels, PNG and JPEG, grey and in colour; batches of 64 at 224 x 224, mirrored at random. One epoch is one measurement, the start of its worker processes included.
 The ways take turns, and ratios are taken within a turn; medians over the turns. On a machine that others use too the CPU seconds of all processes are the steadier measure; both are written down.

@@ -1,13 +1,14 @@
 """What the measures of ols_fastai.calibration take at the size of RadImageNet, and against others on the same arrays.
 
-    nice python benchmarks/metrics.py        # 4 minutes; writes benchmarks/metrics.csv
+    nice python benchmarks/metrics.py          # 2 minutes on an idle core; writes benchmarks/metrics.csv
+    nice python benchmarks/metrics.py peers    # that table again, the others as they were
 
 Three tables in one file (column `what`), each of them in a process of its own. Seconds are of processor time of one thread, which others at work on the machine do not change much.
 scale      1.35 M x 165 fp32 predictions: every measure, the predictions read once (`sample_stats`) and read anew by each measure; seconds, and peak resident memory over that with the predictions loaded.
 bootstrap  1,000 draws of 100,000 x 165: `calibration_row` by sample, by patient, paired, and with every measure that works on `SampleStats`.
 peers      100,000 x 165: seconds (best of 5, checks of the input included on both sides), ratio of theirs to ours, difference of the figures. Definitions are the same but for: a bin holds its upper edge here
            and in scikit-learn, its lower one in torchmetrics and netcal, which these predictions do not meet; torchmetrics adds in fp32; relplot finds the width in steps of 0.001.
-           scikit-learn's `log_loss` gets fp64, since it cuts fp32 off at 1e-7. scikit-learn's bins, netcal's adaptive bins and relplot take the confidence and whether it is right, which then is part of their time.
+           scikit-learn's `log_loss` gets fp64, since it cuts fp32 off at 1e-7 (and fp64 at 2e-16, we at 1e-38; these predictions have none so small). scikit-learn's bins, netcal's adaptive bins and relplot take the confidence and whether it is right, which then is part of their time.
 """
 import csv, json, os, resource, subprocess, sys, time, warnings
 from pathlib import Path
@@ -23,7 +24,7 @@ WHOLE  = [classwise_ece, brier_parts]
 def made(N, seed=0):
     "Predictions of an over-confident network, right in 70 %, made in blocks so that the peak of memory is theirs"
     g,p = torch.Generator().manual_seed(seed),torch.empty(N, K)
-    for o in p.split(10_000): o.uniform_(generator=g).pow_(30).div_(o.sum(1, keepdim=True))
+    for o in p.split(10_000): o.uniform_(generator=g).pow_(30).add_(1e-9).div_(o.sum(1, keepdim=True))  # none below 1e-10
     return p,torch.where(torch.rand(N, generator=g)<.7, p.argmax(1), torch.randint(0, K, (N,), generator=g))
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024**2
@@ -75,20 +76,21 @@ def peers():
             u,other = took(g, 5)
             yield dict(name=f.__name__, N=N, seconds=secs, peer=name, peer_seconds=other, ratio=other/secs, value=v, difference=abs(u-v))
 
-def main():
+def main(again):
     from importlib.metadata import version
     versions = {o: version(o) for o in ('ols_fastai','torch','numpy','pandas','scipy','scikit-learn','torchmetrics','netcal','relplot')}
     keys = 'what name N seconds peak_over_input_GiB peer peer_seconds ratio value difference'.split()
-    rows = []
-    for what in ('scale','bootstrap','peers'):
-        out = subprocess.run([sys.executable, '-W', 'ignore', __file__, what], stdout=subprocess.PIPE, text=True, check=True).stdout
+    old = list(csv.DictReader((here/'metrics.csv').open())) if again else []
+    rows = [r for r in old if r['what'] not in again]
+    for what in again or ('scale','bootstrap','peers'):
+        out = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--here', what], stdout=subprocess.PIPE, text=True, check=True).stdout
         rows += [dict(what=what, **json.loads(o[4:])) for o in out.splitlines() if o.startswith('ROW ')]
     with (here/'metrics.csv').open('w', newline='') as f:
         w = csv.DictWriter(f, [*keys,'versions']); w.writeheader()
-        for r in rows: w.writerow({**{k: (f'{v:.3g}' if isinstance(v, float) and k!='value' else v) for k,v in r.items()}, 'versions': versions}); print(r)
+        for r in rows: w.writerow({'versions': versions, **{k: (f'{v:.3g}' if isinstance(v, float) and k!='value' else v) for k,v in r.items()}}); print(r)
 
 if __name__=='__main__':
-    if len(sys.argv)<2: main()
+    if '--here' not in sys.argv: main(sys.argv[1:])
     else:
         torch.set_num_threads(1); warnings.filterwarnings('ignore')
-        for r in {'scale': scale, 'bootstrap': boot, 'peers': peers}[sys.argv[1]](): print('ROW', json.dumps({k: float(v) if isinstance(v, np.floating) else v for k,v in r.items()}), flush=True)
+        for r in {'scale': scale, 'bootstrap': boot, 'peers': peers}[sys.argv[2]](): print('ROW', json.dumps({k: float(v) if isinstance(v, np.floating) else v for k,v in r.items()}), flush=True)

@@ -6,46 +6,64 @@
 __all__ = ['check_images']
 
 # %% ../nbs/05_checks.ipynb #ff2c5bfb
-import cv2, hashlib
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 from .data import *
+from .data import _on_disk
 from .images import *
 
 # %% ../nbs/05_checks.ipynb #28150ff2
 def _look(fn):
-    "Digest of a file, and what is wrong with it (problem, detail)"
-    try:
-        a = read_image(fn)
-        bad = ('blank',f"all pixels are {a.min()}") if a.min()==a.max() else None
+    "Digest of an image's pixels, and what is wrong with it (problem, detail)"
+    try: a = read_image(fn)
     except FileNotFoundError as e: return None,('missing',str(e))
-    except (ValueError,OSError,cv2.error) as e: return None,('unreadable',str(e))
-    return hashlib.blake2b(Path(fn).read_bytes(), digest_size=16).digest(),bad
+    except (ValueError,OSError) as e: return None,('unreadable',str(e))
+    h = hashlib.blake2b(f'{a.shape}{a.dtype}'.encode(), digest_size=16)
+    h.update(np.ascontiguousarray(a))
+    return h.digest(),(('blank',f"all pixels are {a.min()}") if a.min()==a.max() else None)
 
-def _duplicates(df):
-    "Rows that show the same bytes as another: (row, problem, file of the other)"
-    df = df[df.digest.notna()]
-    for _,g in df[df.digest.duplicated(keep=False)].groupby('digest', sort=False):
+def _find_and_look(base, name):
+    found = _look(base/name)
+    if found[1] is None or found[1][0]!='missing': return found
+    try: other = None if name[0]=='/' else _on_disk(base, name, {})  # the loaders take a name in another case
+    except ValueError as e: return None,('missing',str(e))
+    return found if other is None else _look(base/other)
+
+def _duplicates(df, digests):
+    "Rows that show the same pixels as another: (row, problem, detail)"
+    twice = digests[['h0','h1']].duplicated(keep=False)
+    for _,g in df.loc[digests.index[twice]].groupby([digests.h0[twice], digests.h1[twice]], sort=False):
         g = g.iloc[np.argsort(g['split'].map(dict(test=0, valid=1, train=2)), kind='stable')]
         two_labels = g.label.nunique()>1
         problem = 'duplicate across labels' if two_labels else 'duplicate across splits' if g['split'].nunique()>1 else 'duplicate'
         for n,i in enumerate(g.index):
             other = g.iloc[0 if n else 1]
-            if n or two_labels: yield i,problem,f"same bytes as {other.filename} ({other['split']}, {other.label})"
+            if n or two_labels: yield i,problem,f"same picture as {other.filename} ({other['split']}, {other.label})"
 
 def check_images(
     df:pd.DataFrame, # From `read_lists`
     root:str|Path, # See `find_root`
-    n_workers:int=4, # Threads that read; OpenCV lets them run side by side
-    progress:bool=True # Show a bar?
+    n_workers:int|None=None, # Threads that read; default: one a core
+    progress:bool=True, # Show a bar?
+    csv:str|Path|None=None # Also write the table to this file
 )->pd.DataFrame: # A row a problem: `filename`, `label`, `split`, `problem`, `detail`; empty if all is well
     "Find missing, unreadable, cut off and blank images, and those that are there twice"
-    base = find_root(df, root, complete=False)
-    with ThreadPoolExecutor(n_workers) as pool:
-        found = pool.map(_look, [base/o for o in df.filename])
-        digests,bad = zip(*(progress_bar(found, total=len(df)) if progress else found))
-    df = df.reset_index(drop=True).assign(digest=digests)
-    rows = [(i,*o) for i,o in enumerate(bad) if o] + list(_duplicates(df))
+    base,df = find_root(df, root, complete=False),df.reset_index(drop=True)
+    names,digests,bad = df.filename.tolist(),np.zeros((len(df),2), np.uint64),{}
+    parts = [range(i, min(i+64, len(df))) for i in range(0, len(df), 64)]  # not a task an image: a million waiting tasks take gigabytes
+    with ThreadPoolExecutor(n_workers or defaults.cpus) as pool:
+        found = pool.map(lambda rows: [_find_and_look(base, names[i]) for i in rows], parts)
+        for rows,looks in zip(parts, progress_bar(found, total=len(parts)) if progress else found):
+            for i,(digest,problem) in zip(rows, looks):
+                if problem: bad[i] = problem
+                if digest: digests[i] = np.frombuffer(digest, np.uint64)
+    digests = pd.DataFrame(digests, columns=['h0','h1'])[[bad.get(i, ('',))[0] not in ('missing','unreadable') for i in range(len(df))]]
+    rows = [(i,*o) for i,o in sorted(bad.items())] + list(_duplicates(df, digests))
     out = pd.DataFrame(rows, columns=['row','problem','detail'])
-    return df[['filename','label','split']].loc[out.row].reset_index(drop=True).join(out[['problem','detail']])
+    out = df[['filename','label','split']].loc[out.row].reset_index(drop=True).join(out[['problem','detail']])
+    if csv is not None:
+        part = Path(f'{csv}.part{os.getpid()}')
+        out.to_csv(part, index=False); os.replace(part, csv)
+    return out

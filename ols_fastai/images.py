@@ -20,11 +20,12 @@ _is_tiff = lambda data: data[:4] in (b'II*\0',b'MM\0*',b'II+\0',b'MM\0+')
 
 def _jpeg_head(data):
     "(height, width, channels) of a JPEG, or None"
-    i = 2
-    while i+9<len(data) and data[i]==0xff:
+    i = data.find(b'\xff', 2)
+    while 0<i<len(data)-9:
         mark = data[i+1]
         if 0xc0<=mark<=0xcf and mark not in (0xc4,0xc8,0xcc): return *struct.unpack_from('>HH', data, i+5),data[i+9]
-        i += 1 if mark==0xff else 2+int.from_bytes(data[i+2:i+4], 'big')  # 0xff may be doubled to fill up
+        i += 1 if mark in (0,0xff) else 2 if mark==1 or 0xd0<=mark<=0xd9 else 2+int.from_bytes(data[i+2:i+4], 'big')
+        i = data.find(b'\xff', i)  # libjpeg skips what is between two segments too
 
 def _tiff_pages(data):
     "Height, width and transparent or not of every page of a TIFF, previews apart"

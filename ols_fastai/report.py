@@ -100,13 +100,13 @@ def _summary(R):
     n,K = one.preds.shape
     return _section('Summary',
         _text(f"{len(R.runs)} network{'s' if len(R.runs)>1 else ''} judged on {n:,} images of {K:,} classes. A network that says 90 % should be right 90 times in 100; this page shows how far it is from that, and how much of it may be chance."),
-        _listing(_verdict(k, o, R.table[k].loc['confidence - accuracy, points']) for k,o in R.runs.items()),
+        _listing(_verdict(k, o, R.table[k].loc['confidence less accuracy, points']) for k,o in R.runs.items()),
         _text(f"In brackets, here and below: 95 % intervals by {R.n:,} bootstrap resamples of {R.unit}, seed {R.seed}."))
 
 # %% ../nbs/11_report.ipynb #d8595a2a
 _no_interval = ('Brier in parts','class-wise ECE')  # resampling adds noise that these take for miscalibration: the value lies outside its own interval
 
-def _measures(n_bins): return {**{k: f for k,f in calibration_measures(n_bins).items() if not k.startswith(_no_interval)}, 'confidence - accuracy, points': _gap}
+def _measures(n_bins): return {**{k: f for k,f in calibration_measures(n_bins).items() if not k.startswith(_no_interval)}, 'confidence less accuracy, points': _gap}
 
 _definitions = {
     'Top-1, Top-5 error': 'share of images whose true class is not the first guess, or not among the first five',
@@ -233,7 +233,7 @@ def _conformal(R, n=15):
     low,high = stats.beta.ppf([.025,.975], k_th, len(p)+1-k_th) if k_th<=len(p) else (1.,1.)
     return _section('Conformal sets',
         _text(f"Instead of one class, a set that holds the true one in at least {_percent(1-R.miss, 0)} of new images from the same source, whatever the network (Angelopoulos and Bates 2021). Calibrated on the validation images, before any scaling. LAC gives the smallest sets; APS follows how hard an image is, and covers more than was asked where many guesses are very sure. "
-              f"The promise is an average over calibration sets: with {len(p):,} images, 95 of 100 of them give LAC a coverage from {_percent(low)} to {_percent(high)}. One that is further off than that and its interval tells of test images that differ from the validation images."),
+              f"The promise is an average over calibration sets: with {len(p):,} images, 95 of 100 of them give LAC a coverage from {_percent(low)} to {_percent(high)}. A coverage well outside of that tells of test images that differ from the validation images."),
         _table(pd.DataFrame.from_dict(rows, orient='index'), f'Sets that may miss {_percent(R.miss, 0)}, on the images of this report', 'network'),
         _figure(lambda: plot_coverage(worst, R.miss, n, f'{k}, LAC'), f'Coverage of the sets of {k} for the {len(worst)} classes that are covered least, from {_percent(worst.coverage.min())}', f'{k}, LAC: the {len(worst)} of {len(by_class)} classes that are covered least. The promise is an average over all images; a class on the left of the line gets less.'))
 
@@ -256,10 +256,10 @@ def _data(R):
 def _flat(d, before=''): return {k2: v2 for k,v in d.items() for k2,v2 in (_flat(v, f'{before}{k}.') if isinstance(v, dict) else {f'{before}{k}': v}).items()}
 
 def _settings(R):
-    "Of all networks in one table: what is the same for all stands once"
+    "Of all networks in one table"
     known = {k: _flat({**{f: e[f] for f in ('seed','seconds') if f in e}, **e.get('settings', {})}) for k,e in R.extra.items()}
     names = list(dict.fromkeys(k for d in known.values() for k in d))
-    table = pd.DataFrame({k: {n: '' if d.get(n) is None else f'{d[n]:.4g}' if isinstance(d[n], float) else str(d[n]) for n in names} for k,d in known.items()})
+    table = pd.DataFrame({k: {n: '–' if d.get(n) is None else f'{d[n]:.4g}' if isinstance(d[n], float) else str(d[n]) for n in names} for k,d in known.items()})
     made = {k: str(v) for e in R.extra.values() for k,v in e.get('versions', {}).items()}
     trained = pd.DataFrame({'trained with': made, 'this report made with': {k: str(v) for k,v in versions().items()}}).fillna('not known') if made else pd.DataFrame({'this report made with': {k: str(v) for k,v in versions().items()}})
     blocks = [_table(table, 'Settings and seeds of the training', 'setting')] if names else [_text('No settings of the training were given to this report.')]
@@ -277,7 +277,8 @@ def _checklist(R, have):
         ('TRIPOD+AI 13', 'methods against class imbalance, and recalibration after them', ask),
         ('TRIPOD+AI 15', 'what the model gives out', dict(text=f'probabilities of {len(R.vocab)} classes; the guess is the most probable one')),
         ('TRIPOD+AI 21', 'number of participants and outcomes in each analysis', at('Data', 'images; participants are for the authors to state' if R.groups is None else f'images and {R.group_name}s')),
-        ('TRIPOD+AI 23a', 'performance with confidence intervals, also of key subgroups', at('Measures')), ('', '', groups),
+        ('TRIPOD+AI 23a', 'performance with confidence intervals', at('Measures')),
+        ('TRIPOD+AI 23a', 'the same of key subgroups', groups),
         ('TRIPOD+AI 23b', 'heterogeneity across clusters such as hospitals', at('Classes and groups', 'by '+', '.join(R.by)) if R.by else ask),
         ('CLAIM 21', 'level at which the partitions are disjoint, such as patients', ask),
         ('CLAIM 28', 'metrics of performance', at('Measures')),
@@ -318,7 +319,7 @@ p, li { max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 figure.table figcaption { margin: 0 0 .4rem; } figure.table .scroll { margin: 0; }
 th, td { padding: .35rem .6rem; border-top: 1px solid var(--line); text-align: right; vertical-align: top; }
-td { white-space: nowrap; } td.text, th.text, tbody th { text-align: left; } td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+td { white-space: nowrap; } td.text, th.text, tbody th { text-align: left; } td.text { white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; }
 tbody th { font-weight: 500; min-width: 6rem; } thead th { font-weight: 600; background: var(--tint); }
 figure { margin: 1.2rem 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 figure .wide { overflow-x: auto; } figure .wide img { max-width: none; width: max(100%, 56rem); }

@@ -196,6 +196,11 @@ def test_taking_rows_is_taking_rows(f):
     j = np.arange(0, 90, 2)
     same(f(sample_stats(p, t).take(i)), f(p[i], t[i])); same(f(sample_stats(p, t).take(i).take(j)), f(p[i][j], t[i][j]))
 
+def test_taking_rows_of_parts():
+    p,t = draw(70, 6)
+    i = np.random.default_rng(0).integers(70, size=90)
+    assert brier_parts(sample_stats(p, t).take(i))==pytest.approx(brier_parts(p[i], t[i]), abs=1e-12)
+
 def test_chunks_are_joined():
     "More rows than one chunk holds, and their number no multiple of it"
     p,t = draw(2**18//500*2+77, 500)

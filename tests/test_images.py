@@ -251,6 +251,14 @@ def test_huge_claims(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 24*20//2-1)
     with pytest.raises(ValueError, match='claims to have 20 x 24'): read_image(fn)
 
+def test_more_pixels_than_the_bytes_can_hold(tmp_path):
+    "10,000 x 10,000 would be allowed, but not from 900 bytes; and a PNG's header is not believed when its sum is wrong"
+    with pytest.raises(ValueError, match='claims to have 10000 x 10000'): read_image(put(tmp_path/'a.jpg', huge('jpg', 10_000)))
+    bad = bytearray(huge('jpg', 10_000)); i = bad.index(b'\xff\xc0'); bad[i:i] = b'\0\1\2\xff\0\xff\xd0'   # what libjpeg skips
+    with pytest.raises(ValueError, match='claims to have 10000 x 10000'): read_image(put(tmp_path/'a.jpg', bad))
+    bad = bytearray(files['png']); bad[18] ^= 32
+    with pytest.raises(ValueError, match='a.png.*damaged header'): read_image(put(tmp_path/'a.png', bad))
+
 def test_large_flat_jpeg_is_no_bomb(tmp_path):
     "The least that a JPEG can take a pixel is far above what is refused"
     for args in ((),(cv2.IMWRITE_JPEG_PROGRESSIVE,1),(cv2.IMWRITE_JPEG_OPTIMIZE,1,cv2.IMWRITE_JPEG_PROGRESSIVE,1,cv2.IMWRITE_JPEG_QUALITY,1)):
