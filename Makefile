@@ -8,7 +8,7 @@ export MPLBACKEND := Agg
 export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest mutate export notebooks readme clean
+.PHONY: help setup demo test test-newest mutate export notebooks readme docs lint coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,7 @@ help: ## this list
 $(VENV)/installed: settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3,10) else "Python 3.10 or newer is needed, but $(PYTHON) is "+sys.version.split()[0]+": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,docs]'
 	@touch $@
 
 setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that keep notebooks clean
@@ -56,5 +56,21 @@ readme: setup ## nbs/index.ipynb -> README.md
 	$(BIN)/python tests/readme.py > README.md.part
 	mv README.md.part README.md
 
+docs: setup ## the web site from the notebooks and docments, in _docs/
+	$(BIN)/python docs/build.py _docs
+	@echo 'To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs'
+
+lint: setup ## ruff, and whether public signatures are true and described
+	$(BIN)/ruff check .
+	$(BIN)/python tests/signatures.py
+
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
+coverage: setup ## lines of the package that no notebook and no test runs
+	$(BIN)/coverage erase
+	for nb in nbs/[0-9]*.ipynb nbs/tutorials/*.ipynb; do PYTHONWARNINGS=ignore $(BIN)/coverage run tests/cover.py $$nb || exit 1; done
+	$(BIN)/coverage run -m pytest tests --ignore tests/test_project.py --ignore tests/test_site.py --ignore tests/test_face.py
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 clean: ## removes what make and the tests made, but not .venv
-	rm -rf demo .cache _proc build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf demo .cache .coverage* _proc _docs build dist *.egg-info .pytest_cache .hypothesis
