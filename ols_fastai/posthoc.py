@@ -190,6 +190,7 @@ def _digest(o):
 def _items(dl):
     "The items of a loader: file names, rows as text, or what the data set gives"
     items = getattr(dl.dataset, 'items', None)
+    if hasattr(items, 'frame'): items = items.frame()  # the rows of a list, kept compactly
     if isinstance(items, pd.DataFrame): return list(items['filename']) if 'filename' in items else list(items.astype(str).agg('|'.join, axis=1))
     if items is not None and not callable(items): return list(items)
     return (o[0] if isinstance(o, tuple) else o for o in (dl.dataset[i] for i in range(len(dl.dataset))))
@@ -300,14 +301,17 @@ class Calibrate(Callback):
         "What would fail at the end of the fit fails at its start"
         _check_logits(self.learn)
         if self.calib_dl is None and len(self.learn.dls.loaders)<2: raise ValueError("there is no validation set to calibrate on: give one, or Calibrate(dl=...)")
+        _digest(first(_items(self._dl())))
         if sum(isinstance(o, Calibrate) for o in self.learn.cbs)>1: raise ValueError("two Calibrate callbacks in one fit: remove one (is one in Learner(cbs=) and one in fit(cbs=)?)")
+
+    def _dl(self): return self.learn.dls.valid if self.calib_dl is None else self.calib_dl
 
     def after_batch(self): self.trained = not hasattr(self.learn, 'lr_finder')
 
     def after_fit(self):
         if not self.trained: return
         self.trained = False
-        _calibrate(self.learn, self.learn.dls.valid if self.calib_dl is None else self.calib_dl, self.kind, inner=True)
+        _calibrate(self.learn, self._dl(), self.kind, inner=True)
 
 # %% ../nbs/09_posthoc.ipynb #e176dbd2
 def _aps(preds):

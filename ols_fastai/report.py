@@ -167,20 +167,22 @@ def _risk(R):
 
 # %% ../nbs/11_report.ipynb #71a928dd
 def _by(o, by, n):
-    "The groups of a network whose confidence is furthest off"
-    d = o.calibration_by(by).head(n)
+    "The groups of a network whose confidence is furthest off; of guessed classes those with 10 images and more, if any have"
+    d = o.calibration_by(by)
+    if by=='guess' and (d['count']>=10).any(): d = d[d['count']>=10]
+    d = d.head(n)
     return pd.DataFrame({'images': d['count'].map('{:,}'.format), 'says': d.confidence.map(_percent), 'right': d.accuracy.map(_percent),
-                         'gap, points': [_number(100*v, 'points', True)+(' *' if abs(v)>c else '') for v,c in zip(d.gap, d.chance)]}, index=d.index)
+                         'gap, points': [_number(100*v, 'points', True)+(' *' if abs(v)>c and m>=10 else '') for v,c,m in zip(d.gap, d.chance, d['count'])]}, index=d.index)
 
 def _groups_section(R, n=10):
     blocks = []
-    for k,o in list(R.runs.items())[:most_drawn]: blocks.append(_table(_by(o, 'guess', n), f'{k}: the {min(n, len(o.vocab))} guessed classes whose confidence is furthest off', 'guessed class'))
+    for k,o in list(R.runs.items())[:most_drawn]: blocks.append(_table(d := _by(o, 'guess', n), f'{k}: the {len(d)} guessed classes whose confidence is furthest off', 'guessed class'))
     for by in R.by:
         for k,o in list(R.runs.items())[:most_drawn]: blocks.append(_table(_by(o, by, 30), f'{k}, by {by}', by))
         k,o = next(iter(R.runs.items()))
         blocks.append(_figure(lambda: o.plot_reliability_by(by), f'Reliability diagrams of {k} for each {by}', f'{k}: reliability by {by}.'))
     return _section('Classes and groups',
-        _text('Right on average can be wrong for each class. Of all images that a network gives to a class: how sure it is, and how often it is right. * marks a gap beyond what chance explains for a calibrated network, at 5 % for each row, not corrected for the number of rows.'), *blocks)
+        _text('Right on average can be wrong for each class. Of all images that a network gives to a class: how sure it is, and how often it is right. * marks a gap beyond what chance explains for a calibrated network, at 5 % for each row, not corrected for the number of rows; with fewer than 10 images nothing is marked, and no guessed class is listed.'), *blocks)
 
 def _mistakes(R, n=8):
     blocks = [_text('Wrong and sure of it: the first place to look for wrong labels, for images that don\'t belong, and for what the network has not understood.')]

@@ -179,6 +179,24 @@ def test_the_split_that_calibrated_is_named_by_its_file():
     with pytest.raises(ValueError, match='1 of its 21 images, the first 100.png'): check_unused(learn, learn.dls.test_dl(mixed, with_labels=True))
     check_unused(uncalibrate(learn), learn.dls.valid)
 
+def test_images_from_list_files(tmp_path):
+    import cv2
+    from ols_fastai.data import list_dls
+    rng = np.random.default_rng(0)
+    for split,n in (('train',12),('valid',9),('test',6)):
+        rows = [dict(filename=f'{split}_{i}.png', label='abc'[i%3]) for i in range(n)]
+        for r in rows: assert cv2.imwrite(str(tmp_path/r['filename']), rng.integers(0, 255, (8,8,3), dtype=np.uint8))
+        pd.DataFrame(rows).to_csv(tmp_path/f'{split}.csv', index=False)
+    dls = list_dls(*(tmp_path/f'{o}.csv' for o in ('train','valid','test')), size=8, bs=4, num_workers=0, device='cpu')
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(8*8*dls.one_batch()[0].shape[1], 3)))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=Calibrate())
+        assert len(learn.model.used)==9
+        with pytest.raises(ValueError, match='9 of its 9 images, the first valid_0.png'): check_unused(learn, dls.valid)
+        check_unused(learn, dls[2])
+        with pytest.raises(ValueError, match='trained on'): calibrate(learn, ds_idx=0)
+        with pytest.raises(ValueError, match='trained on'): calibrate(learn, dl=dls.test_dl(pd.read_csv(tmp_path/'train.csv'), with_labels=True))
+
 def test_not_on_training_images():
     learn,df = frame_learner()
     with pytest.raises(ValueError, match='trained on'): calibrate(learn, ds_idx=0)
@@ -278,6 +296,8 @@ def test_interrupted_and_stopped_fits():
 def test_the_callback_fails_before_training_and_says_when_it_diverged():
     learn = toy_learner(loss_func=BCEWithLogitsLossFlat()); before = weights(learn)
     with pytest.raises(ValueError, match='softmax'): learn.fit(1, cbs=Calibrate())
+    with pytest.raises(TypeError, match='type set'): toy_learner(model=learn.model).fit(1, cbs=Calibrate(dl=DataLoader([({1,2},0)]*4, bs=2, num_workers=0)))
+    assert torch.equal(weights(learn), before)
     learn = with_test()
     with pytest.raises(ValueError, match='two Calibrate'): learn.fit(1, cbs=[Calibrate(),Calibrate()])
     with pytest.raises(ValueError, match='trained on'): learn.fit(1, cbs=Calibrate(dl=learn.dls.train))

@@ -154,6 +154,16 @@ def test_many_networks_many_classes_and_perfect_ones(tmp_path):
     text = report(tmp_path/'a.html', {'perfect': (torch.nn.functional.one_hot(y, 165).double(),y), **runs}, n=3).read_text()
     assert 'perfect makes no mistake' in text and 'The first 6 of 9 networks are drawn' in text and 'net 7 says' in text and 'nan' not in re.sub('base64,[^"]*', '', text)
 
+def test_gaps_of_a_few_images_are_not_marked(tmp_path):
+    n = 40
+    p = torch.full((n,3), .05)
+    guess = torch.tensor([0]*35+[1]*5)                       # all wrong: 35 of them sure, which is no chance, and 5
+    p[torch.arange(n),guess] = .9
+    sites = pd.DataFrame(dict(site=['big']*35+['small']*5))
+    text = report(tmp_path/'a.html', {'net': dict(preds=p, targs=(guess+1)%3, items=sites)}, n=3, by=['site']).read_text()
+    t,s = cells(text, 'net: the 1 guessed classes'),cells(text, 'net, by site')
+    assert t.index.tolist()==['0'] and t['gap, points'].tolist()==['+90.0 *'] and s.loc['big','gap, points']=='+90.0 *' and s.loc['small','gap, points']=='+90.0'
+
 # ---- learners
 
 def test_from_a_learner_and_never_on_what_calibrated_it(tmp_path):
