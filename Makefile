@@ -8,7 +8,7 @@ export MPLBACKEND := Agg
 export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest mutate export notebooks readme docs lint coverage clean
+.PHONY: help setup browser demo test test-newest mutate export notebooks readme docs lint coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,8 +16,13 @@ help: ## this list
 $(VENV)/installed: settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3,10) else "Python 3.10 or newer is needed, but $(PYTHON) is "+sys.version.split()[0]+": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,dicom,docs]'
 	@touch $@
+
+# The report and the web site are looked at in a browser, which pip does not bring.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
+		|| { echo 'The tests look at the report and the web site in Chromium. Install it and its driver: sudo apt-get install chromium chromium-driver'; exit 1; }
 
 setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that keep notebooks clean
 	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks; fi
@@ -25,7 +30,7 @@ setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that
 demo: setup ## trains on the embedded data set and writes demo/ (about 5 minutes on 2 cores)
 	$(BIN)/ols_compare --data brain_regions --arch small_cnn --size 40 --epochs 14 --out demo
 
-test: setup ## export leaves no difference, all notebooks run, all tests pass
+test: setup browser ## export leaves no difference, all notebooks run, all tests pass
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_project.py
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/python -m pytest tests --ignore tests/test_project.py
@@ -37,7 +42,7 @@ test: setup ## export leaves no difference, all notebooks run, all tests pass
 	.venv-newest/bin/python -m pip install --quiet --no-deps --upgrade fastai fastcore fasttransform fastprogress fastdownload
 	@touch $@
 
-test-newest: setup .venv-newest/installed ## the tests in tests/ with the newest fastai
+test-newest: setup browser .venv-newest/installed ## the tests in tests/ with the newest fastai
 	.venv-newest/bin/python -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
 	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests --ignore tests/test_project.py
 
@@ -65,7 +70,7 @@ lint: setup ## ruff, and whether public signatures are true and described
 	$(BIN)/python tests/signatures.py
 
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
-coverage: setup ## lines of the package that no notebook and no test runs
+coverage: setup browser ## lines of the package that no notebook and no test runs
 	$(BIN)/coverage erase
 	for nb in nbs/[0-9]*.ipynb nbs/tutorials/*.ipynb; do PYTHONWARNINGS=ignore $(BIN)/coverage run tests/cover.py $$nb || exit 1; done
 	$(BIN)/coverage run -m pytest tests --ignore tests/test_project.py --ignore tests/test_site.py --ignore tests/test_face.py

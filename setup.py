@@ -6,7 +6,7 @@ from setuptools import setup
 cfg = ConfigParser(delimiters=['='])
 cfg.read(Path(__file__).parent/'settings.ini', encoding='utf8')
 cfg = cfg['DEFAULT']
-extras = {o: cfg[f'{o}_requirements'].split() for o in ('demo', 'dev', 'docs')}
+extras = {o: cfg[f'{o}_requirements'].split() for o in ('demo', 'dicom', 'dev', 'docs')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

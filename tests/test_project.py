@@ -47,7 +47,7 @@ def test_settings_reach_the_wheel(wheel):
     assert f"Version: {cfg['version']}\n" in meta and f"Requires-Python: >={cfg['min_python']}\n" in meta
     needs = [o.split(':')[1].strip() for o in meta.splitlines() if o.startswith('Requires-Dist:')]
     assert [o for o in needs if 'extra ==' not in o]==cfg['requirements'].split()
-    for extra in ('demo','dev'): assert sum(f'extra == "{extra}"' in o for o in needs)==len(cfg[f'{extra}_requirements'].split())
+    for extra in ('demo','dicom','dev'): assert sum(f'extra == "{extra}"' in o for o in needs)==len(cfg[f'{extra}_requirements'].split())
 
 def test_installed_wheel_runs_the_callback(wheel, tmp_path):
     "In a venv of its own, that borrows the installed dependencies but not this checkout"
