@@ -1,5 +1,6 @@
 "Calibration after training: what survives saving, exporting and fitting again, and conformal coverage."
 import subprocess, sys, warnings
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
@@ -205,6 +206,12 @@ def test_not_on_training_images():
     x,y = learn.dls.train.dataset.tensors
     with pytest.raises(ValueError, match='trained on'): calibrate(learn, dl=learn.dls.valid.new(TensorDataset(x[:5],y[:5])))
 
+def test_not_on_a_plain_data_set_that_is_trained_on():
+    learn = toy_learner()
+    pairs = list(zip(*toy_data(40)))                           # a list has neither items nor tensors, and is not read to compare it
+    learn.dls.loaders[0] = DataLoader(pairs, bs=20, num_workers=0)
+    with pytest.raises(ValueError, match='trained on'): calibrate(learn, ds_idx=0)
+
 class Chaos(Callback):
     order = 90
     def __init__(self, f, on): setattr(self, on, lambda: f(self))
@@ -307,6 +314,11 @@ def test_the_callback_fails_before_training_and_says_when_it_diverged():
         with torch.no_grad(): o.learn.model[2].weight.fill_(float('nan'))
     learn = with_test()
     with pytest.raises(ValueError, match='not finite'): learn.fit(1, cbs=[Calibrate(),Chaos(spoil, 'after_train')])
+
+def test_the_prediction_inside_is_no_fit_to_other_callbacks():
+    seen,learn = [],with_test()
+    learn.fit(1, cbs=[Calibrate(),*(Chaos(partial(lambda o, e: seen.append(e), e=e), e) for e in ('before_fit','after_epoch','after_fit'))])
+    assert seen==['before_fit','after_epoch','after_fit'] and learn.model.is_scaled
 
 def test_a_split_of_its_own():
     learn = with_test()
