@@ -44,7 +44,7 @@ test: setup browser ## export leaves no difference, all notebooks run, all tests
 
 test-newest: setup browser .venv-newest/installed ## the tests in tests/ with the newest fastai
 	.venv-newest/bin/python -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
-	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests --ignore tests/test_project.py
+	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests --ignore tests/test_project.py --ignore tests/test_site.py --ignore tests/test_face.py
 
 mutate: setup ## breaks the package by one line at a time, and sees the tests go red (half an hour)
 	$(BIN)/python tests/mutate.py

@@ -8,13 +8,13 @@ BrainRegions: 30 training images a region, 32 px, 10 epochs. MedNIST: 10 trainin
 Label smoothing, Tf-KD and OLS get the same budget of three settings; tuned is the one with the least NLL on the validation images, seed by seed."""
 import sys
 from pathlib import Path
-import pandas as pd
+import pandas as pd, torch
 from ols_fastai.calibration import calibration_row, nll
 from ols_fastai.callback import load_tensors
 from ols_fastai.data import sample_per_class
 from ols_fastai.datasets import brain_regions
 from ols_fastai.experiment import compare, versions, write_csv
-from ols_fastai.posthoc import apply_temperature, fit_temperature
+from ols_fastai.posthoc import apply_temperature, entropy_temperature, fit_entropy_temperature, fit_temperature
 
 here = Path(__file__).parent
 nets = ['small_resnet','small_mobilenet','small_vgg']
@@ -42,14 +42,14 @@ def run(mednist, *archs):
             for arch in archs or nets: compare(**args, arch=arch, out=folder(data, arch), specs=['hard', *sum(grid.values(), [])], seeds=n)
 
 def rows(out, seed):
-    "The methods of one network and seed, as trained and after temperature scaling"
+    "The methods of one network and seed, as trained, after one temperature, and after one by entropy"
     def load(spec): return load_tensors(out/'runs'/f"{spec.replace(':', '_')}-{seed}.safetensors")
     tuned = {f'{k} tuned': min(v, key=lambda o: nll(*(load(o)[0][p] for p in ('valid_preds','valid_targs')))) for k,v in grid.items()}
     for method,spec in {**default, **tuned}.items():
         t,info = load(spec)
-        T = fit_temperature(t['valid_preds'], t['valid_targs'])
-        for scaled,preds in (('no',t['preds']),('temperature',apply_temperature(t['preds'], T))):
-            yield dict(method=method, spec=spec, seed=seed, scaled=scaled, T=T, **calibration_row(preds, t['targs']), seconds=info['seconds'])
+        valid = t['valid_preds'],t['valid_targs']
+        for scaled,T in (('no',1.), ('temperature',fit_temperature(*valid)), ('entropy',entropy_temperature(t['preds'], *fit_entropy_temperature(*valid)))):
+            yield dict(method=method, spec=spec, seed=seed, scaled=scaled, T=float(torch.as_tensor(T).mean()), **calibration_row(apply_temperature(t['preds'], T), t['targs']), seconds=info['seconds'])
 
 def table():
     n = 1+3*len(grid)

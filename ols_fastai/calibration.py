@@ -49,7 +49,7 @@ class SampleStats(NamedTuple):
     conf:np.ndarray # (N,) probability of the first guess
     correct:np.ndarray # (N,) is the first guess right?
     p_true:np.ndarray # (N,) probability of the true class
-    rank:np.ndarray # (N,) rank of the true class, from 0; of equal probabilities the first class comes first, as in `argmax`
+    rank:np.ndarray # (N,) rank of the true class, from 0, or None where nobody asks for it; of equal probabilities the first class comes first, as in `argmax`
     square:np.ndarray # (N,) sum of the squared probabilities
     targs:np.ndarray # (N,) true classes
     preds:Tensor=None # The predictions, not a copy, for the measures that look at every class
@@ -57,7 +57,7 @@ class SampleStats(NamedTuple):
 
     def take(self, idx):
         "The samples `idx`, which may repeat"
-        return SampleStats(*(o[idx] for o in self[:6]), self.preds, idx if self.rows is None else self.rows[idx])
+        return SampleStats(*(None if o is None else o[idx] for o in self[:6]), self.preds, idx if self.rows is None else self.rows[idx])
 
 # %% ../nbs/08_calibration.ipynb #a1000003
 def _rank(p, t, p_true, correct): # of the true class, from 0

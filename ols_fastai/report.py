@@ -104,9 +104,7 @@ def _summary(R):
         _text(f"In brackets, here and below: 95 % intervals by {R.n:,} bootstrap resamples of {R.unit}, seed {R.seed}."))
 
 # %% ../nbs/11_report.ipynb #d8595a2a
-_no_interval = ('Brier in parts','class-wise ECE')  # resampling adds noise that these take for miscalibration: the value lies outside its own interval
-
-def _measures(n_bins): return {**{k: f for k,f in calibration_measures(n_bins).items() if not k.startswith(_no_interval)}, 'confidence less accuracy, points': _gap}
+def _measures(n_bins): return {**{k: f for k,f in calibration_measures(n_bins).items() if not k.startswith(no_interval)}, 'confidence less accuracy, points': _gap}
 
 _definitions = {
     'Top-1, Top-5 error': 'share of images whose true class is not the first guess, or not among the first five',
@@ -121,7 +119,7 @@ _definitions = {
 
 def _metrics(R):
     table = pd.DataFrame({k: {m: _interval(r, m) for m,r in t.iterrows()} for k,t in R.table.items()})
-    plain = {k: f for k,f in calibration_measures(R.n_bins).items() if k.startswith(_no_interval)}
+    plain = {k: f for k,f in calibration_measures(R.n_bins).items() if k.startswith(no_interval)}
     whole = {}
     for k,o in R.runs.items():
         whole[k] = {}

@@ -40,7 +40,7 @@ def image_learner(tmp_path_factory):
         rows = []
         for i in range(n):
             cv2.imwrite(str(path/f'{split}{i}.png'), rng.integers(0, 256, (20,24), dtype=np.uint8))
-            rows.append((f'{split}{i}.png', 'abc'[i%3], ['CT','MR'][i%2], f'p{i//2}'))
+            rows.append((f'{split}{i}.png', 'abc'[i%3], ['CT','MR'][i%2], f'{split}-p{i//2}'))
         pd.DataFrame(rows, columns=['filename','label','modality','patient']).to_csv(path/f'{split}.csv', index=False)
     with no_random():
         dls = list_dls(path/'train.csv', path/'valid.csv', path/'test.csv', size=32, bs=4, num_workers=0, device='cpu')
@@ -338,7 +338,7 @@ def test_features_make_the_predictions(image_learner, arch):
     preds,targs = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False))
     with torch.no_grad(): torch.testing.assert_close(head(x).softmax(1), preds.as_subclass(Tensor), atol=1e-5, rtol=1e-4)
     assert torch.equal(y, targs.as_subclass(Tensor)) and not head._forward_hooks
-    assert [learn.dls.vocab[o] for o in y]==dl.items.label.tolist()
+    assert [learn.dls.vocab[o] for o in y]==dl.items.frame().label.tolist()
 
 def test_networks_without_such_a_layer():
     class Twice(Module):
@@ -499,3 +499,17 @@ def test_nothing_to_better():
     t = torch.arange(K).repeat(5)
     interps = {'perfect': CalibrationInterpretation.from_preds(torch.eye(K)[t], t), 'other': CalibrationInterpretation.from_preds(random_preds(30)[0], t)}
     assert 'perfect leaves nothing to better' in plot_comparison(interps, compare_calibration(interps, n=5)).axes[-1].get_title()
+
+
+def test_a_network_is_not_judged_on_the_images_that_calibrated_it(image_learner):
+    from ols_fastai.posthoc import calibrate, uncalibrate
+    with image_learner.no_bar(), image_learner.no_logging(): calibrate(image_learner, ds_idx=1)
+    try:
+        with pytest.raises(ValueError, match='4 of its|12 of its'): CalibrationInterpretation.from_learner(image_learner, ds_idx=1)
+        CalibrationInterpretation.from_learner(image_learner, ds_idx=2)
+    finally: uncalibrate(image_learner)
+
+def test_what_resampling_would_bias_has_no_interval():
+    t = calibration_table(*random_preds(), n=20)
+    assert t.index[t.low.isna()].tolist()==['Brier, calibration (15 bins)','Brier, refinement (15 bins)','class-wise ECE (15 bins)']
+    assert t.value.notna().all() and (t.low<=t.value)[t.low.notna()].all()
