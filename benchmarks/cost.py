@@ -1,6 +1,6 @@
 """What an epoch of each method takes, in seconds and in memory, against hard labels in the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/cost.py        # 10 minutes; writes benchmarks/cost.csv
+    OMP_NUM_THREADS=1 python benchmarks/cost.py        # 10 minutes; writes benchmarks/cost.csv, each part when it is there
 
 Seconds: one process trains an epoch of each method in turn, five rounds after one to warm up; each epoch is divided by that of hard labels in its round. They are seconds of the processor on one thread, so that
 other programs on the machine count little. An epoch is training and validation, on BrainRegions at 32 px (20 images a region to validate), with reading the images.
@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd, torch
 
 here = Path(__file__).parent
-rounds,repeats = 5,3
-nets = {'small_cnn': (40,None), 'resnet18': (20,['hard','ls','tfkd_reg','tfkd_self','ols'])}  # training images a region, which methods (None: all)
+rounds,repeats = 5,2
+nets = {'small_cnn': (20,None), 'resnet18': (10,['hard','ls','tfkd_reg','tfkd_self','ols'])}  # training images a region, which methods (None: all)
 
 def lists(n_per_class):
     from ols_fastai.data import list_dls
@@ -76,6 +76,9 @@ if __name__=='__main__':
     if len(sys.argv)>1: print('PEAK', peak(sys.argv[1]))
     else:
         from ols_fastai.experiment import versions, write_csv
-        df = pd.DataFrame([r for source in (*map(seconds, nets), memory()) for r in source])
-        write_csv(df.assign(versions=str(versions())), here/'cost.csv')
+        rows = []
+        for source in (*map(seconds, nets), memory()):
+            rows += source
+            df = pd.DataFrame(rows)
+            write_csv(df.assign(versions=str(versions())), here/'cost.csv')
         print(df.groupby(['what','net','method'], sort=False)[['value','ratio']].agg(['median','min','max']).round(3).to_string())

@@ -1,7 +1,7 @@
 """What online label smoothing depends on: wrong labels, images per class, alpha, and how the soft labels are made. A small study each, on BrainRegions.
 
     OMP_NUM_THREADS=1 python benchmarks/studies.py run      # an hour and a half; goes on where it was stopped
-    python benchmarks/studies.py table                      # studies.csv, of the seeds that a study has for all its settings
+    python benchmarks/studies.py table                      # studies.csv, of the settings that have three seeds or more
 
 small_cnn, 32 px, 40 training images a region, 8 epochs, everything else as `ols_compare` has it. Wrong labels are in the training list alone: `random20` gives 20 % of the images
 another region's name at random, `neighbours20` gives 20 % that of a region that touches theirs in the atlas. With other numbers of images a region the epochs change, so that all
@@ -88,10 +88,11 @@ def rows(study, setting, labels, n, specs):
 
 def table():
     df = pd.DataFrame([r for study,settings in studies.items() for k,v in settings.items() for r in rows(study, k, *v)])
-    # seed by seed, a study compares what has been run for all its settings
-    settings = df.groupby('study').setting.nunique()
-    full = df.groupby(['study','seed']).setting.nunique()
-    return df[[full[o]==settings[o[0]] for o in zip(df.study, df.seed)]].assign(versions=str(versions()))
+    # settings with three seeds or more; of a study's settings, the seeds that all of them have; no study of a single setting
+    df = df[df.groupby(['study','setting']).seed.transform('nunique')>=3]
+    settings = df.groupby('study').setting.transform('nunique')
+    df = df[(df.groupby(['study','seed']).setting.transform('nunique')==settings) & (settings>1)]
+    return df.assign(versions=str(versions()))
 
 if __name__=='__main__':
     if sys.argv[1]=='run':
