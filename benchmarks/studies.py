@@ -29,16 +29,16 @@ methods['ols_every'] = Method('OLS, new soft labels every so many batches', _eve
 rivals = {'hard labels':'hard', 'label smoothing':'ls:eps=0.1', 'OLS':'ols:alpha=0.5'}
 # study -> setting -> (labels, images a region, {method: spec}); the order is that in which they run
 studies = {
-    'images per class': {n: ('right', n, rivals) for n in (40,10,20,80)},
     'wrong labels':     {o: (o, 40, {**rivals, 'OLS, all predictions':'ols:correct_only=False'}) for o in ('right','random20','neighbours20','random40')},
-    'alpha':            {**{a: ('right', 40, {'OLS': f'ols:alpha={a}'}) for a in (.1,.3,.5,.7,.9)}, 1.: ('right', 40, {'OLS':'ols:alpha=1.0'})},
+    'images per class': {n: ('right', n, rivals) for n in (40,10,20,80)},
+    'momentum':         {m: ('right', 40, {'OLS': f'ols:momentum={m}' if m else 'ols:alpha=0.5'}) for m in (0.,.5,.9)},
+    'init':             {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:init={o}'}) for o in ('uniform','ls','hard')},
+    'fallback':         {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:fallback={o}'}) for o in ('uniform','previous','hard')},
     'period':           {1:  ('right', 40, {'OLS':'ols_every:period=1', "OLS, fallback 'previous', momentum 0.9":'ols_every:period=1:momentum=0.9:fallback=previous'}),
                          7:  ('right', 40, {'OLS':'ols_every:period=7', "OLS, fallback 'previous'":'ols_every:period=7:fallback=previous'}),
                          35: ('right', 40, {'OLS':'ols:alpha=0.5'}),  # an epoch
                          70: ('right', 40, {'OLS':'ols_every:period=70'})},
-    'momentum':         {m: ('right', 40, {'OLS': f'ols:momentum={m}' if m else 'ols:alpha=0.5'}) for m in (0.,.5,.9)},
-    'init':             {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:init={o}'}) for o in ('uniform','ls','hard')},
-    'fallback':         {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:fallback={o}'}) for o in ('uniform','previous','hard')},
+    'alpha':            {**{a: ('right', 40, {'OLS': f'ols:alpha={a}'}) for a in (.1,.3,.5,.7,.9)}, 1.: ('right', 40, {'OLS':'ols:alpha=1.0'})},
 }
 
 def neighbours(src, dst, share, seed=0):
