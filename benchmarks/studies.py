@@ -1,7 +1,7 @@
 """What online label smoothing depends on: wrong labels, images per class, alpha, and how the soft labels are made. A small study each, on BrainRegions.
 
     OMP_NUM_THREADS=1 python benchmarks/studies.py run      # an hour and a half; goes on where it was stopped
-    python benchmarks/studies.py table                      # studies.csv, of the seeds that a study has for all its settings
+    python benchmarks/studies.py table                      # studies.csv, of the settings that have three seeds or more
 
 small_cnn, 32 px, 40 training images a region, 8 epochs, everything else as `ols_compare` has it. Wrong labels are in the training list alone: `random20` gives 20 % of the images
 another region's name at random, `neighbours20` gives 20 % that of a region that touches theirs in the atlas. With other numbers of images a region the epochs change, so that all
@@ -29,16 +29,16 @@ methods['ols_every'] = Method('OLS, new soft labels every so many batches', _eve
 rivals = {'hard labels':'hard', 'label smoothing':'ls:eps=0.1', 'OLS':'ols:alpha=0.5'}
 # study -> setting -> (labels, images a region, {method: spec}); the order is that in which they run
 studies = {
-    'images per class': {n: ('right', n, rivals) for n in (40,10,20,80)},
     'wrong labels':     {o: (o, 40, {**rivals, 'OLS, all predictions':'ols:correct_only=False'}) for o in ('right','random20','neighbours20','random40')},
-    'alpha':            {**{a: ('right', 40, {'OLS': f'ols:alpha={a}'}) for a in (.1,.3,.5,.7,.9)}, 1.: ('right', 40, {'OLS':'ols:alpha=1.0'})},
+    'images per class': {n: ('right', n, rivals) for n in (40,10,20,80)},
+    'momentum':         {m: ('right', 40, {'OLS': f'ols:momentum={m}' if m else 'ols:alpha=0.5'}) for m in (0.,.5,.9)},
+    'init':             {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:init={o}'}) for o in ('uniform','ls','hard')},
+    'fallback':         {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:fallback={o}'}) for o in ('uniform','previous','hard')},
     'period':           {1:  ('right', 40, {'OLS':'ols_every:period=1', "OLS, fallback 'previous', momentum 0.9":'ols_every:period=1:momentum=0.9:fallback=previous'}),
                          7:  ('right', 40, {'OLS':'ols_every:period=7', "OLS, fallback 'previous'":'ols_every:period=7:fallback=previous'}),
                          35: ('right', 40, {'OLS':'ols:alpha=0.5'}),  # an epoch
                          70: ('right', 40, {'OLS':'ols_every:period=70'})},
-    'momentum':         {m: ('right', 40, {'OLS': f'ols:momentum={m}' if m else 'ols:alpha=0.5'}) for m in (0.,.5,.9)},
-    'init':             {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:init={o}'}) for o in ('uniform','ls','hard')},
-    'fallback':         {o: ('right', 40, {'OLS': 'ols:alpha=0.5' if o=='uniform' else f'ols:fallback={o}'}) for o in ('uniform','previous','hard')},
+    'alpha':            {**{a: ('right', 40, {'OLS': f'ols:alpha={a}'}) for a in (.1,.3,.5,.7,.9)}, 1.: ('right', 40, {'OLS':'ols:alpha=1.0'})},
 }
 
 def neighbours(src, dst, share, seed=0):
@@ -88,10 +88,11 @@ def rows(study, setting, labels, n, specs):
 
 def table():
     df = pd.DataFrame([r for study,settings in studies.items() for k,v in settings.items() for r in rows(study, k, *v)])
-    # seed by seed, a study compares what has been run for all its settings
-    settings = df.groupby('study').setting.nunique()
-    full = df.groupby(['study','seed']).setting.nunique()
-    return df[[full[o]==settings[o[0]] for o in zip(df.study, df.seed)]].assign(versions=str(versions()))
+    # settings with three seeds or more; of a study's settings, the seeds that all of them have; no study of a single setting
+    df = df[df.groupby(['study','setting']).seed.transform('nunique')>=3]
+    settings = df.groupby('study').setting.transform('nunique')
+    df = df[(df.groupby(['study','seed']).setting.transform('nunique')==settings) & (settings>1)]
+    return df.assign(versions=str(versions()))
 
 if __name__=='__main__':
     if sys.argv[1]=='run':
