@@ -279,13 +279,18 @@ def compare(
 
 def _run_file(out, spec, seed): return Path(out)/'runs'/f"{spec.replace(':', '_')}-{seed}.safetensors"
 
+def _images(lists):
+    "The lists as a table, file names as they are on disk, and the folder that they are relative to"
+    df = leave_out(read_lists(lists['train'], lists['valid'], lists['test']), lists.get('exclude'))
+    base = find_root(df, lists.get('root') or Path(L(lists['train'])[0]).parent, complete=False)
+    return find_images(df, base),base
+
 def _prepare(train, valid, test, out, specs, arch, epochs, seeds, lr, bs, size, crop, flip, n_per_class, pretrained, schedule, momentum, wd, milestones, root, exclude):
     "Lists, methods and settings that are shared by all runs, checked before anything is trained"
     lists = dict(train=train, valid=valid, test=test, root=Path(L(train)[0]).parent if root is None else root, exclude=exclude)
     specs = list(methods) if list(specs)==['all'] else list(specs)
     _check_compare(specs, epochs, seeds, lr, bs, schedule)
-    df = leave_out(read_lists(train, valid, test), exclude)
-    base = find_root(df, lists['root'])
+    df,base = _images(lists)
     model_name(arch)  # an unknown one shows before anything is trained
     shared = dict(arch=arch, epochs=epochs, lr=lr, bs=bs, size=size, crop=crop, flip=flip, n_per_class=n_per_class, pretrained=pretrained, schedule=schedule)
     if schedule=='step': shared.update(momentum=momentum, wd=wd, milestones=list(milestones))
@@ -443,8 +448,8 @@ def save_report(
     n_bins:int=15 # Bins of the ECE
 )->Path: # `out/report.html`
     "The calibration report of seed 0, see `report`"
-    df = leave_out(read_lists(lists['train'], lists['valid'], lists['test']), lists.get('exclude'))
-    base,counts = find_root(df, lists.get('root') or Path(L(lists['train'])[0]).parent),df['split'].value_counts()
+    df,base = _images(lists)
+    counts = df['split'].value_counts()
     items = df[df['split']=='test'].reset_index(drop=True)
     runs = load_comparison(out)
     def entry(t, info):
