@@ -7,6 +7,9 @@ from torch.utils.data import TensorDataset
 from fastai.basics import first
 from conftest import toy_data, toy_learner
 from ols_fastai.callback import OLSCallback
+from ols_fastai.data import splits
+from ols_fastai.datasets import brain_regions
+from ols_fastai.experiment import ols_compare
 from ols_fastai.interpretation import CalibrationInterpretation
 from ols_fastai.posthoc import calibrate
 from ols_fastai.report import report
@@ -195,3 +198,20 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     assert all('.part' in o for o in written) and len(written)==2   # nothing is ever written to a name that a reader opens
     monkeypatch.undo()
     assert fn.read_text()=='old' and [o.name for o in tmp_path.iterdir()]==['a.html']
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    "What `make demo` writes: the same command, on fewer images, for one epoch"
+    out = tmp_path_factory.mktemp('demo')
+    data = brain_regions(out/'data', n_train=4, n_valid=1, n_test=2)
+    lists = [o for s in splits for o in (f'--{s}', str(data/f'{s}.csv'))]
+    assert ols_compare([*lists, '--arch','small_cnn', '--size','24', '--epochs','1', '--workers','0', '--out',str(out/'demo'), '--quiet'])==0
+    return out/'demo/report.html'
+
+@pytest.mark.parametrize('width', [390,1280])
+def test_the_report_of_the_demo(demo, tmp_path, width):
+    found,console = looked_at(demo, tmp_path, width)
+    assert not found['errors'] and not console and not found['loaded'] and not found['dead']
+    assert found['n_images']>=8 and not found['broken'] and found['page']<=width
+    text = demo.read_text()
+    assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images of 56 classes' in text
