@@ -62,8 +62,8 @@ def test_a_damaged_or_foreign_unfinished_run_is_named(data, whole, tmp_path):
     fn.write_bytes(whole_file[:len(whole_file)//2])
     with pytest.raises(ValueError, match='hard-0.pt is damaged .*remove it'): compare(**args)
     fn.unlink()
-    compare(**args)
-    assert figures(tmp_path).equals(figures(whole)[:2])
+    r = run(data, tmp_path); assert r.returncode==0, r.stderr  # in a process like that of `whole`: with other threads sums come in another order
+    pd.testing.assert_frame_equal(figures(tmp_path), figures(whole))
 
 def test_two_processes_share_a_comparison(data, tmp_path):
     r = run(data, tmp_path, launcher=('-m','torch.distributed.run','--standalone','--nproc_per_node','2'), ACCELERATE_USE_CPU='true')
