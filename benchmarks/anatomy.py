@@ -12,10 +12,10 @@ import sys, warnings
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from scipy.stats import false_discovery_control, rankdata, t
-from ols_fastai.callback import load_tensors
+from ols_fastai.files import load_tensors, write_csv
 from ols_fastai.data import sample_per_class
 from ols_fastai.datasets import atlas_files, brain_regions, load_volume, region_voxels
-from ols_fastai.experiment import versions, write_csv
+from ols_fastai.report import versions
 
 here = Path(__file__).parent
 seeds,n_boot,n_perm = 5,1000,4999

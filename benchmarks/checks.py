@@ -9,7 +9,6 @@ import csv, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
-from fastai.basics import defaults
 from ols_fastai.checks import check_images
 
 n,size,rounds = 50_000,64,2
@@ -32,7 +31,7 @@ def each(f, path, names, threads):
     with ThreadPoolExecutor(threads) as pool: return sum(pool.map(lambda part: len([f(f'{path}/{o}') for o in part]), parts))
 
 def main():
-    from ols_fastai.experiment import versions
+    from ols_fastai.report import versions
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp); df = make(path); names = df.filename.tolist()

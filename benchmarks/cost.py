@@ -72,7 +72,8 @@ if __name__=='__main__':
     torch.set_num_threads(1)
     if len(sys.argv)>1: print('PEAK', peak(sys.argv[1]))
     else:
-        from ols_fastai.experiment import versions, write_csv
+        from ols_fastai.files import write_csv
+        from ols_fastai.report import versions
         rows = []
         for source in (seconds(), memory()):
             rows += source

@@ -6,12 +6,12 @@ Files are made up (smooth shapes and noise), of 224 and 512 pixels, PNG and JPEG
 The ways take turns, and ratios are taken within a turn; medians over the turns. On a machine that others use too the CPU seconds of all processes are the steadier measure; both are written down.
 `limit` is `cv2.imread` and `cv2.resize` with the interpolation that ours takes, in as many processes, and nothing else: no batch, no floats.
 """
-import csv, multiprocessing, resource, statistics, sys, tempfile, time
+import csv, multiprocessing, resource, statistics, tempfile, time
 from pathlib import Path
 import cv2, numpy as np, PIL, torch, torchvision
 from torchvision.transforms import v2
 from fastai.vision.all import CategoryBlock, DataBlock, Flip, ImageBlock, Normalize, Resize, imagenet_stats, parent_label
-from ols_fastai.experiment import versions
+from ols_fastai.report import versions
 from ols_fastai.images import CVImageBlock, CVResize, one_cv_thread
 
 size,bs,n_files,n_images,rounds = 224,64,32,256,3

@@ -67,8 +67,7 @@ def one_picture(dls):
         f[-1] = Transform(lambda o: im)
 
 def run(way, path):
-    import psutil, torch
-    from ols_fastai.data import list_dls
+    import psutil
     imports = rss()
     Path('/proc/self/clear_refs').write_text('5')   # forgets the peak of the imports
     start,cpu = time.perf_counter(),time.process_time()
@@ -92,7 +91,7 @@ def main(path):
             r = subprocess.run([sys.executable, '-W', 'ignore', __file__, 'run', way, str(path)], capture_output=True, text=True)
             if 'RESULT' not in r.stdout: sys.exit(r.stdout+r.stderr)
             got[way].append([float(o) for o in r.stdout.split('RESULT')[1].split()]); print(way, got[way][-1], flush=True)
-    from ols_fastai.experiment import versions
+    from ols_fastai.report import versions
     rows = []
     for way,o in got.items():
         n,imports,ready,cpu,now,peak,first,uss = zip(*o)

@@ -5,7 +5,7 @@
 Memory: 6 batches of 64 are trained on with 21,841 classes in a process of its own for each way; the peak of its resident memory, less that of the same training without OLS.
 Loss error: BrainRegions' soft labels and test predictions from `make demo` (demo/ has to be there), with `top_k` entries a row against whole rows.
 """
-import csv, os, resource, subprocess, sys
+import csv, resource, subprocess, sys
 from pathlib import Path
 
 here = Path(__file__).parent
@@ -27,7 +27,7 @@ def train(way):
     print('RESULT', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024**2, held/1024**3)
 
 def write(fn, rows):
-    from ols_fastai.experiment import versions
+    from ols_fastai.report import versions
     with (here/fn).open('w', newline='') as f:
         w = csv.DictWriter(f, [*rows[0], 'versions']); w.writeheader()
         for o in rows: w.writerow({**o, 'versions': versions()}); print(o)
@@ -42,8 +42,7 @@ def memory():
     write('memory.csv', rows)
 
 def loss_error():
-    import torch
-    from ols_fastai.callback import load_tensors
+    from ols_fastai.files import load_tensors
     from ols_fastai.soft_labels import SoftLabels, soft_cross_entropy
     t,_ = load_tensors(here.parent/'demo/runs/ols-0.safetensors')
     logp,y,S = t['preds'].clamp(min=1e-30).log(),t['targs'],t['S']

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 import pandas as pd, torch
 from ols_fastai.calibration import calibration_row, nll
-from ols_fastai.callback import load_tensors
+from ols_fastai.files import load_tensors, write_csv
 from ols_fastai.data import sample_per_class
 from ols_fastai.datasets import brain_regions
-from ols_fastai.experiment import compare, versions, write_csv
+from ols_fastai.experiment import compare
+from ols_fastai.report import versions
 from ols_fastai.posthoc import apply_temperature, entropy_temperature, fit_entropy_temperature, fit_temperature
 
 here = Path(__file__).parent

@@ -6,7 +6,7 @@ Ratios within one run, medians over 15 alternating rounds. Peers are written her
 `loop` goes over the samples of a batch one by one; `columns` selects the correct samples with a mask and adds their probabilities with
 index_add_ to the columns of the accumulator.
 """
-import csv, statistics, sys, time
+import csv, statistics, time
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch.utils.data import TensorDataset
@@ -14,7 +14,7 @@ from fastai.basics import *
 from fastai.callback.progress import ProgressCallback
 from fastai.losses import CrossEntropyLossFlat
 from ols_fastai.callback import OLSCallback
-from ols_fastai.experiment import versions
+from ols_fastai.report import versions
 from ols_fastai.models import create_model
 from ols_fastai.soft_labels import SoftLabels, soft_cross_entropy
 

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 import numpy as np, pandas as pd
 from ols_fastai.calibration import calibration_row
-from ols_fastai.callback import OLSCallback, load_tensors
+from ols_fastai.callback import OLSCallback
+from ols_fastai.files import load_tensors, write_csv
 from ols_fastai.data import sample_per_class
 from ols_fastai.datasets import brain_regions
-from ols_fastai.experiment import compare, versions, write_csv
+from ols_fastai.experiment import compare
+from ols_fastai.report import versions
 from ols_fastai.posthoc import apply_temperature, fit_temperature
 from ols_fastai.rivals import Method, methods
 from fastai.losses import CrossEntropyLossFlat

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 import pandas as pd, torch
 from ols_fastai.calibration import calibration_row
-from ols_fastai.callback import load_tensors
-from ols_fastai.experiment import versions, write_csv
+from ols_fastai.files import load_tensors, write_csv
+from ols_fastai.report import versions
 from ols_fastai.posthoc import apply_temperature, fit_temperature
 
 def em(p, T, n):

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/13_all.ipynb #72f02ec4
+from .files import *
 from .soft_labels import *
 from .callback import *
 from .rivals import *

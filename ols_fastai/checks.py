@@ -12,6 +12,7 @@ from fastai.basics import *
 from fastprogress.fastprogress import progress_bar
 from .data import *
 from .data import _on_disk
+from .files import *
 from .images import *
 
 # %% ../nbs/05_checks.ipynb #28150ff2
@@ -64,7 +65,5 @@ def check_images(
     rows = [(i,*o) for i,o in sorted(bad.items())] + list(_duplicates(df, digests))
     out = pd.DataFrame(rows, columns=['row','problem','detail'])
     out = df[['filename','label','split']].loc[out.row].reset_index(drop=True).join(out[['problem','detail']])
-    if csv is not None:
-        part = Path(f'{csv}.part{os.getpid()}')
-        out.to_csv(part, index=False); os.replace(part, csv)
+    if csv is not None: write_csv(out, csv)
     return out

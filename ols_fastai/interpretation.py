@@ -10,7 +10,7 @@ __all__ = ['no_interval', 'RecordSoftLabels', 'plot_reliability', 'calibration_b
            'compare_calibration', 'plot_comparison']
 
 # %% ../nbs/10_interpretation.ipynb #a78399ac
-import os, re, textwrap
+import re, textwrap
 import numpy as np
 from PIL import Image
 from fastai.vision.all import *
@@ -24,7 +24,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
 from .calibration import *
-from .calibration import _stats
+from .files import *
 from .callback import *
 from .posthoc import *
 
@@ -87,14 +87,14 @@ def _draw_band(ax, r):
 
 def _run_stats(runs):
     if not runs: raise ValueError("no network to show: runs is empty")
-    return {name: _stats(*o) for name,o in runs.items()}
+    return {name: sample_stats(*o) for name,o in runs.items()}
 
 # %% ../nbs/10_interpretation.ipynb #6c90b14e
 def plot_reliability(
     runs:dict, # Name -> (preds (N,K), targs (N,))
     n_bins:int=15, # Bins of equal width
-    title:str='Reliability of the first guess',
-    figsize:tuple=(6.4,7),
+    title:str='Reliability of the first guess', # Above the picture
+    figsize:tuple=(6.4,7), # Width and height in inches
     band:bool|None=None # Consistency bars and gaps; default: where there is one network, for several hide each other
 )->plt.Figure:
     "Reliability diagram of one or more networks, with the counts in each bin and, for one, the gap to its confidence and what of it is chance"
@@ -102,7 +102,7 @@ def plot_reliability(
     if band is None: band = len(runs)==1
     fig,(ax,hist) = plt.subplots(2, 1, figsize=figsize, layout='constrained', sharex=True, height_ratios=[3,1])
     lines = _draw_reliability(ax, hist, runs, n_bins, band)
-    labels = [f"{_short(name, 40)}: ECE {ece(s, n_bins=n_bins):.3f}, confidence {mean_confidence(s):.1%}, accuracy {top_k_accuracy(s):.1%}" for name,s in runs.items()]
+    labels = [f"{_short(name, 40)}: ECE {ece(s, n_bins=n_bins):.3f}, confidence {mean_confidence(s):.1%}, accuracy {top_k_acc(s):.1%}" for name,s in runs.items()]
     for line,label in zip([ax.lines[0],*lines], ['perfectly calibrated',*labels]): line.set_label(label)
     ax.set_title(title)
     fig.legend(handles=[ax.lines[0],*lines,*(_band_keys() if band else [])], loc='outside upper left', fontsize=9, frameon=False)
@@ -122,7 +122,7 @@ def calibration_by(
     groups # (N,) group of each sample, of any type
 )->pd.DataFrame: # A row a group: `count`, `confidence`, `accuracy`, `gap`, `chance`
     "Mean confidence and accuracy by group, and the gap between them, positive where over-confident; the gap that exceeds `chance` the most comes first"
-    s = _stats(preds, targs)
+    s = sample_stats(preds, targs)
     d = pd.DataFrame(dict(group=_groups(groups, len(s.conf)), confidence=s.conf, accuracy=s.correct))
     d['variance'] = d.confidence*(1-d.confidence)
     g = d.groupby('group')
@@ -138,11 +138,11 @@ def plot_reliability_by(
     groups, # (N,) group of each sample: guessed class, modality, ...
     n:int=12, # Groups to show: those whose gap exceeds chance the most
     n_bins:int=10, # Bins of equal width
-    title:str='Reliability by group'
+    title:str='Reliability by group' # Above the picture
 )->plt.Figure:
     "A reliability diagram for each of the `n` worst groups, in the order of `calibration_by`"
     if n<1: raise ValueError(f"n must be at least 1, got {n}")
-    s = _stats(preds, targs)
+    s = sample_stats(preds, targs)
     by,groups = calibration_by(s, None, groups),_groups(groups, len(s.conf)).to_numpy()
     worst = by[:n]
     cols = min(4, len(worst))
@@ -180,7 +180,7 @@ def _draw_risk(ax, runs, n=2000):
 
 def plot_risk_coverage(
     runs:dict, # Name -> (preds (N,K), targs (N,))
-    title:str='Risk and coverage'
+    title:str='Risk and coverage' # Above the picture
 )->plt.Figure:
     "Error among the most confident predictions over the share of them that is kept (El-Yaniv & Wiener 2010), with the area under it; dotted: all errors last"
     runs = _run_stats(runs)
@@ -196,7 +196,7 @@ def _check_S(S, class_names=None):
     "`S` as an array, if it is a matrix of target rows"
     S = np.asarray(torch.as_tensor(S).detach().cpu(), dtype=float)
     if S.ndim!=2 or S.shape[0]!=S.shape[1]: raise ValueError(f"S must be (K,K), got {S.shape}")
-    if class_names is not None and len(S)!=len(class_names): raise ValueError(f"S is {S.shape} but there are {len(class_names)} class names")
+    if class_names is not None and len(S)!=len(class_names): raise ValueError(f"S is {S.shape} but there are {len(class_names)} class names: give one a row, in the order of the rows")
     bad = np.flatnonzero(~(np.abs(S.sum(1)-1)<1e-2))
     if len(bad): raise ValueError(f"row {bad[0]} of S sums to {S[bad[0]].sum():.4g}, not 1 ({len(bad)} such rows)")
     return S
@@ -213,7 +213,7 @@ def similar_order(
 def plot_soft_labels(
     S:Tensor, # (K,K), row y is the target of class y
     class_names:list, # K names
-    title:str='Soft labels'
+    title:str='Soft labels' # Above the picture
 )->plt.Figure:
     "Heat map of soft labels in an order that brings similar classes together"
     S = _check_S(S, class_names)
@@ -246,7 +246,7 @@ def _epochs(matrices):
     if not isinstance(matrices, dict): matrices = dict(enumerate(matrices, 1))
     if not matrices: raise ValueError("no soft labels to show: was RecordSoftLabels given to fit?")
     out = {k: _check_S(v) for k,v in sorted(matrices.items())}
-    if len({o.shape for o in out.values()})>1: raise ValueError(f"the matrices differ in size: {[o.shape for o in out.values()]}")
+    if len({o.shape for o in out.values()})>1: raise ValueError(f"the matrices differ in size: {[o.shape for o in out.values()]}; show the epochs of one training")
     return out
 
 def plot_soft_epochs(
@@ -254,7 +254,7 @@ def plot_soft_epochs(
     class_names:list, # K names
     n:int=8, # Epochs to show, evenly spaced, the first and last among them
     n_pairs:int=6, # Pairs to follow: those most alike in the last epoch
-    title:str='Soft labels over the epochs'
+    title:str='Soft labels over the epochs' # Above the picture
 )->plt.Figure:
     "Heat maps of the soft labels of several epochs, in one order and on one scale, and below the pairs most alike at the end"
     if n<1: raise ValueError(f"n must be at least 1, got {n}")
@@ -293,18 +293,14 @@ def animate_soft_labels(
     "Write the soft labels of the epochs as an animated GIF, in the order of the last one"
     S,fn = _epochs(matrices),Path(fn)
     if fn.suffix.lower()!='.gif': raise ValueError(f"an animation is written as .gif, not {fn.suffix or fn.name!r}")
-    if not fn.parent.is_dir(): raise FileNotFoundError(f"no folder {fn.parent} to write the animation to: make it first")
     o = similar_order(S[max(S)])
     fig,ax = plt.subplots(figsize=(5,5), layout='constrained')
     im = ax.imshow(np.zeros_like(S[max(S)]), cmap='magma', norm=PowerNorm(.5, 0, max(v.max() for v in S.values())))
     ax.set_axis_off()
     def draw(e): im.set_data(S[e][np.ix_(o,o)]); ax.set_title(f"soft labels after epoch {e}: diagonal {np.diag(S[e]).mean():.2f}", fontsize=10)
-    part = fn.with_name(f'{fn.stem}.part{os.getpid()}.gif')
     try:
-        FuncAnimation(fig, draw, frames=list(S), init_func=noop).save(part, PillowWriter(fps=fps), dpi=dpi)
-        os.replace(part, fn)
-    finally:
-        plt.close(fig); part.unlink(missing_ok=True)
+        with whole_file(fn) as part: FuncAnimation(fig, draw, frames=list(S), init_func=noop).save(part, PillowWriter(fps=fps), dpi=dpi)
+    finally: plt.close(fig)
     return fn
 
 # %% ../nbs/10_interpretation.ipynb #53df72bb
@@ -327,7 +323,7 @@ def top_overconfident(
 def plot_overconfident(
     images:list, # Images, one for each row of `table`: arrays (H,W) or (H,W,3), tensors (C,H,W), PIL images, or what can show itself
     table:pd.DataFrame, # From `top_overconfident`
-    title:str='The mistakes that the network is surest of'
+    title:str='The mistakes that the network is surest of' # Above the picture
 )->plt.Figure:
     "Images with the guess, its confidence, the true class and the probability that it got"
     if len(images)!=len(table): raise ValueError(f"{len(images)} images for {len(table)} rows: one a row is needed")
@@ -347,11 +343,11 @@ def plot_overconfident(
 def penultimate(
     learn:Learner, # Its model ends in an `nn.Linear`, as `small_cnn` and timm's classifiers do
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
-    dl:DataLoader=None # `DataLoader` to predict
+    dl:DataLoader|None=None # `DataLoader` to predict
 )->tuple: # Features (N,D), true classes (N,), and the last layer, an `nn.Linear` of `weight` (K,D)
     "The inputs of the last linear layer, in the order of the data: N*D*4 bytes, so of a large set give a part. Raises `ValueError` where no such layer makes the predictions"
     linear = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
-    if not linear: raise ValueError(f"{type(learn.model).__name__} has no nn.Linear: there are no penultimate features to take")
+    if not linear: raise ValueError(f"{type(learn.model).__name__} has no nn.Linear: there are no penultimate features to take; give those that you have to `feature_stats` and `plot_tsne`")
     dl,head,feats = (learn.dls[ds_idx] if dl is None else dl).new(shuffle=False, drop_last=False),linear[-1],[]
     with Hook(head, lambda m,i,o: feats.append(i[0].as_subclass(Tensor).float()), cpu=True): preds,targs = learn.get_preds(dl=dl)
     shapes = {tuple(o.shape[1:]) for o in feats}
@@ -365,7 +361,7 @@ def _check_features(features, targs):
     if features.ndim!=2 or targs.shape!=features.shape[:1]: raise ValueError(f"features {features.shape} and targs {targs.shape} do not go together: (N,D) and (N,) are needed")
     bad = np.flatnonzero(~np.isfinite(features).all(1))
     if len(bad): raise ValueError(f"row {bad[0]} of the features is not finite ({len(bad)} such rows)")
-    if len(np.unique(targs))<2: raise ValueError("features of at least 2 classes are needed")
+    if len(np.unique(targs))<2: raise ValueError("features of at least 2 classes are needed, and all {len(targs)} are of one")
     return features.astype(float),targs
 
 def _sample(N, n, seed):
@@ -404,7 +400,7 @@ def plot_tsne(
     n:int=2000, # Samples to show, at most
     n_named:int=12, # Classes in colour: those with the lowest silhouette; the others are grey
     seed:int=0, # Of the sample and of t-SNE
-    title:str='Penultimate features by t-SNE'
+    title:str='Penultimate features by t-SNE' # Above the picture
 )->plt.Figure:
     "Map of the features by t-SNE (van der Maaten & Hinton 2008): near neighbours mean something, distances between groups do not"
     x,y = _check_features(features, targs)
@@ -457,7 +453,7 @@ def plot_template_plane(
     classes:list, # Three classes
     class_names:list, # K names
     bias=None, # (K,) of the last layer; default: zeros
-    title:str="Penultimate features in the plane of three templates"
+    title:str="Penultimate features in the plane of three templates" # Above the picture
 )->plt.Figure:
     "The features of three classes on Müller's plane, with the borders between the classes and, as stars, the templates"
     x,y = _check_features(features, targs)
@@ -503,7 +499,7 @@ def calibration_measures(
     binned = {'ECE': ece, 'adaptive ECE': adaptive_ece, 'MCE': mce, 'RMS-CE': rms_ce, 'debiased CE': debiased_ce, 'class-wise ECE': classwise_ece}
     plain = {'smooth ECE': smooth_ece, 'mean confidence': mean_confidence, 'over-confidence': over_confidence, 'under-confidence': under_confidence,
              'AURC': aurc, 'E-AURC': e_aurc, 'AUROC of confidence': confidence_auroc}
-    return {'accuracy %': lambda s: 100*top_k_accuracy(s), 'Top-1 error %': lambda s: 100*top_k_error(s), 'Top-5 error %': lambda s: 100*top_5_error(s),
+    return {'accuracy %': lambda s: 100*top_k_acc(s), 'Top-1 error %': lambda s: 100*top_k_error(s), 'Top-5 error %': lambda s: 100*top_5_error(s),
             'NLL': nll, 'Brier': brier, 'Brier in parts': of_class, **{f'{k} {bins}': partial(f, n_bins=n_bins) for k,f in binned.items()}, **plain}
 
 # %% ../nbs/10_interpretation.ipynb #7f10a00e
@@ -513,11 +509,11 @@ def calibration_table(
     n_bins:int=15, # Bins of all measures that have bins
     groups=None, # (N,) patient or other group that is resampled as a whole
     n:int=1000, # Resamples; 0 leaves the intervals out
-    seed:int=0,
+    seed:int=0, # Of the resamples
     level:float=.95 # Of the intervals
 )->pd.DataFrame: # A row a measure: `value`, and `low` and `high`
     "All of `calibration_measures`, with bootstrap intervals; those of `no_interval` have none (NaN)"
-    s,measures,rows = _stats(preds, targs, ranks=True),calibration_measures(n_bins),{}
+    s,measures,rows = sample_stats(preds, targs),calibration_measures(n_bins),{}
     for k,f in measures.items(): rows.update(v if isinstance(v:=f(s), dict) else {k: v})
     out = pd.DataFrame(dict(value=pd.Series(rows, dtype=float)))
     return out.join(bootstrap(_resampled(measures), s, groups=groups, n=n, seed=seed, level=level)[['low','high']]) if n else out
@@ -652,10 +648,10 @@ class CalibrationInterpretation(_OfProbabilities, _OfClassesAndImages, _OfFeatur
         dl:DataLoader|None, # `DataLoader` that was predicted
         losses:Tensor, # (N,) loss of each sample
         act=None, # Activation that was used
-        preds:Tensor=None, # (N,K) probabilities; computed if not given
-        targs:Tensor=None, # (N,) true classes
-        vocab:list=None, # K names; default: those of `learn.dls`
-        items:pd.DataFrame=None, # A row a sample; default: that of `dl`
+        preds:Tensor|None=None, # (N,K) probabilities; computed if not given
+        targs:Tensor|None=None, # (N,) true classes
+        vocab:list|None=None, # K names; default: those of `learn.dls`
+        items:pd.DataFrame|None=None, # A row a sample; default: that of `dl`
         images=None # N images, or a function from a row's number to its image; default: those of `dl`
     ):
         super().__init__(learn, dl, losses, act)
@@ -687,8 +683,8 @@ class CalibrationInterpretation(_OfProbabilities, _OfClassesAndImages, _OfFeatur
     def from_preds(cls,
         preds, # (N,K) probabilities: tensor or array
         targs, # (N,) true classes
-        vocab:list=None, # K names; default: the numbers
-        items:pd.DataFrame=None, # A row a sample: the columns to group by, and `filename`
+        vocab:list|None=None, # K names; default: the numbers
+        items:pd.DataFrame|None=None, # A row a sample: the columns to group by, and `filename`
         images=None # N images, or a function from a row's number to its image
     ):
         "From plain arrays: all but what needs the network itself, which is its features"
@@ -708,14 +704,14 @@ def compare_calibration(
     n_bins:int=15, # Bins of all measures that have bins
     groups=None, # Column (or array) whose values are resampled as a whole: 'patient'
     n:int=1000, # Resamples
-    seed:int=0,
+    seed:int=0, # Of the resamples
     level:float=.95 # Of the intervals
 )->pd.DataFrame: # A row a measure; for each network and each difference `value`, `low`, `high`
     "One table of several networks: `calibration_table` of each, and paired differences to the first (NaN for `no_interval`)"
     if len(interps)<2: raise ValueError(f"at least 2 networks make a comparison, got {len(interps)}")
     (first_name,a),*others = interps.items()
     for k,o in others:
-        if not np.array_equal(a.stats.targs, o.stats.targs): raise ValueError(f"{k} and {first_name} were not judged on the same samples in the same order: {len(o.targs)} and {len(a.targs)} true classes that differ")
+        check_same_samples(o.stats.targs, a.stats.targs, (k,first_name))
     kwargs = dict(groups=None if groups is None else a._column(groups), n=n, seed=seed, level=level)
     out = {k: calibration_table(o.stats, n_bins=n_bins, **kwargs) for k,o in interps.items()}
     for k,o in others: out[f'{k} - {first_name}'] = paired_bootstrap(_resampled(calibration_measures(n_bins)), o.stats, a.stats, **kwargs).reindex(out[first_name].index)
@@ -724,9 +720,9 @@ def compare_calibration(
 # %% ../nbs/10_interpretation.ipynb #b0000003
 def plot_comparison(
     interps:dict, # As for `compare_calibration`
-    table:pd.DataFrame=None, # From `compare_calibration`; default: made here
+    table:pd.DataFrame|None=None, # From `compare_calibration`; default: made here
     n_bins:int=15, # Bins of equal width; must be that of `table`
-    title:str='Comparison of calibration'
+    title:str='Comparison of calibration' # Above the picture
 )->plt.Figure:
     "One page: reliability, risk and coverage, the confidence of mistakes, and the paired differences of the measures that should be small"
     if table is None: table = compare_calibration(interps, n_bins)

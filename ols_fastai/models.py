@@ -56,7 +56,7 @@ def create_model(
     "A network with `n_out` outputs"
     name = model_name(arch)
     if name not in small_nets: return timm.create_model(name, pretrained=pretrained, num_classes=n_out)
-    if pretrained: raise ValueError(f"{name} has no pretrained weights")
+    if pretrained: raise ValueError(f"{name} has no pretrained weights: leave pretrained out, or take a network of timm's")
     return small_nets[name](n_out)
 
 # %% ../nbs/07_models.ipynb #3b9f6c02
@@ -64,7 +64,7 @@ _radimagenet_keys = {'0':'conv1', '1':'bn1', '4':'layer1', '5':'layer2', '6':'la
 
 def _read_weights(fn):
     fn = Path(fn)
-    if not fn.is_file(): raise FileNotFoundError(f"no weights {fn}: RadImageNet's are given on request at https://www.radimagenet.com")
+    if not fn.is_file(): raise FileNotFoundError(f"no weights {fn}: is the path right? RadImageNet's are given on request at https://www.radimagenet.com")
     if fn.suffix=='.safetensors': return load_file(fn)
     try: state = torch.load(fn, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e: raise ValueError(f"{fn} is no file of weights alone, which is all that is read: save the network's state_dict()") from e
@@ -76,7 +76,7 @@ def load_radimagenet(
 )->pd.DataFrame: # A row a key without a place: `key`, `of` ('file' or 'network'), `why`
     "Load RadImageNet's ResNet-50 into `model`. Raises `ValueError` naming a key that is missing or of another shape; the model is then as it was"
     state = weights if isinstance(weights, dict) else _read_weights(weights)
-    if not isinstance(state, dict) or not all(isinstance(o, Tensor) for o in state.values()): raise ValueError("the weights are no state dict of names and tensors")
+    if not isinstance(state, dict) or not all(isinstance(o, Tensor) for o in state.values()): raise ValueError("the weights are no state dict of names and tensors: save the network's state_dict()")
     mine,found,rows = model.state_dict(),{},[]
     for key,t in state.items():
         prefix,_,rest = key.removeprefix('module.').partition('backbone.')

@@ -23,7 +23,7 @@ def _calibrates(preds, targs):
     right = preds.argmax(-1)==targs
     if (ok := bool(right.any()) and not right.all()): return ok
     # the best temperature would be 0 or infinite
-    warnings.warn(f"the network is {'always' if right.all() else 'never'} right on these {len(targs)} images, so that they can't calibrate it: its probabilities stay as they are")
+    warnings.warn(f"the network is {'always' if right.all() else 'never'} right on these {len(targs)} images, so that they can't calibrate it: its probabilities stay as they are; more images, or harder ones, may")
     return ok
 
 def _minimise(loss, params):
@@ -125,7 +125,12 @@ class CalibratedModel(nn.Module):
         self.model = model
         self.set_scaling(scale, bias, entropy, used)
 
-    def set_scaling(self, scale=1., bias=0., entropy=(), used=()):
+    def set_scaling(self,
+        scale:float|Tensor=1., # What logits are multiplied with, or (K,)
+        bias:float|Tensor=0., # What is added to them, or (K,)
+        entropy:tuple|Tensor=(), # The two numbers of `fit_entropy_temperature`
+        used:tuple|np.ndarray=() # `item_keys` of what it was fitted to
+    ):
         "Replace the scaling; without arguments, take it away"
         p = first(self.model.parameters())
         for k,v in zip(self._own, (scale,bias,entropy,np.asarray(used))):
@@ -195,7 +200,9 @@ def _items(dl):
     if items is not None and not callable(items): return list(items)
     return (o[0] if isinstance(o, tuple) else o for o in (dl.dataset[i] for i in range(len(dl.dataset))))
 
-def item_keys(dl:DataLoader)->np.ndarray: # (N,) int64
+def item_keys(
+    dl:DataLoader # Not shuffled
+)->np.ndarray: # (N,) int64
     "What the images of a loader are known by. Raises `TypeError` for items that can't be told apart"
     return np.array([_digest(o) for o in _items(dl)], dtype=np.int64)
 
@@ -253,7 +260,7 @@ def _from_training(learn, dl, keys):
 def calibrate(
     learn:Learner, # Trained; its loss must be a softmax's
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
-    dl:DataLoader=None, # Images and true classes to calibrate on
+    dl:DataLoader|None=None, # Images and true classes to calibrate on
     kind:str='temperature' # Or 'entropy', a temperature for each image; or 'vector', a factor and an offset for each class
 )->Learner: # The same
     """Fit a scaling of the logits on a loader and put it into `learn.model`, in the place of an earlier one.
@@ -275,7 +282,9 @@ def _calibrate(learn, dl, kind, inner=False):
     learn.model = CalibratedModel(learn.model, used=keys, **fitted)
     return learn
 
-def uncalibrate(learn:Learner)->Learner: # The same
+def uncalibrate(
+    learn:Learner # May be calibrated or not
+)->Learner: # The same
     "Put the bare network back into the learner"
     if isinstance(learn.model, CalibratedModel): learn.model = learn.model.model
     return learn
@@ -286,7 +295,7 @@ class Calibrate(Callback):
     order,run_valid = ReduceLROnPlateau.order+20,False  # after SaveModelCallback has loaded the best epoch
     def __init__(self,
         kind:str='temperature', # Or 'entropy', 'vector', see `calibrate`
-        dl:DataLoader=None # Images and true classes to calibrate on; default: the validation set
+        dl:DataLoader|None=None # Images and true classes to calibrate on; default: the validation set
     ):
         if kind not in _kinds: raise ValueError(f"kind must be one of {', '.join(_kinds)}, got {kind!r}")
         self.kind,self.calib_dl,self.trained = kind,dl,False
@@ -331,7 +340,7 @@ class ConformalSets:
         miss:float=.1, # Share of sets that may miss the true class, in (0, 1)
         kind:str='lac' # Or 'aps'
     ):
-        if kind not in ('lac','aps'): raise ValueError(f"kind must be lac or aps, got {kind!r}")
+        if kind not in ('lac','aps'): raise ValueError(f"kind must be 'lac' or 'aps', got {kind!r}")
         if not 0<miss<1: raise ValueError(f"miss must be between 0 and 1, got {miss}")
         preds,targs = check_preds(preds, targs)
         self.kind,self.miss,self.n,self.n_classes,self._keys = kind,miss,len(preds),preds.shape[1],_row_keys(preds)
@@ -357,7 +366,7 @@ class ConformalSets:
 def table(self:ConformalSets,
     preds:Tensor, # (N,K) probabilities on other images
     targs:Tensor, # (N,) true classes
-    by:list=None # (N,) a group for each image, such as the name of its class, its modality or scanner
+    by:list|None=None # (N,) a group for each image, such as the name of its class, its modality or scanner
 )->pd.DataFrame: # `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`: a row a group
     """How often the sets hold the true class, with Clopper and Pearson's 95 % interval, their mean size, and the shares of empty sets and of those with one class.
 
@@ -379,7 +388,7 @@ def plot_coverage(
     table:pd.DataFrame, # From `ConformalSets.table(by=)`
     miss:float, # What the sets were made for
     n:int=20, # Groups to show: those that are covered least
-    title:str='Coverage of conformal sets'
+    title:str='Coverage of conformal sets' # Above the picture
 )->plt.Figure:
     "Coverage of each group with its 95 % interval, the least first, and the coverage that was asked"
     t = table.sort_values('coverage', kind='stable').head(n)

@@ -14,6 +14,7 @@ from scipy import stats
 from types import SimpleNamespace
 from fastai.basics import *
 from .calibration import *
+from .files import *
 from .interpretation import *
 from .posthoc import *
 
@@ -42,8 +43,8 @@ def _check_runs(runs):
     if not runs: raise ValueError("no network to report on: runs is empty")
     (name,a),*others = runs.items()
     for k,o in others:
-        if o.preds.shape!=a.preds.shape or not torch.equal(o.targs, a.targs): raise ValueError(f"{k!r} and {name!r} were not judged on the same images in the same order: give each its own report")
-        if o.vocab!=a.vocab: raise ValueError(f"{k!r} and {name!r} have other classes, or the same in another order")
+        check_same_samples(o.targs, a.targs, (repr(k),repr(name)))
+        if o.vocab!=a.vocab: raise ValueError(f"{k!r} and {name!r} have other classes, or the same in another order ({', '.join(map(str, L(o.vocab)[:5]))} ... and {', '.join(map(str, L(a.vocab)[:5]))} ...): give each its own report")
 
 # %% ../nbs/11_report.ipynb #ca475473
 def _slug(s): return re.sub(r'[^a-z0-9]+', '-', s.lower()).strip('-')
@@ -84,11 +85,11 @@ def _interval(r, name, sign=False):
 def _percent(v, digits=1): return f'{100*v:.{digits}f} %'
 
 # %% ../nbs/11_report.ipynb #ae7486fe
-def _gap(s): return 100*(mean_confidence(s)-top_k_accuracy(s))
+def _gap(s): return 100*(mean_confidence(s)-top_k_acc(s))
 
 def _verdict(name, o, r):
     "One sentence on the mean confidence"
-    conf,acc = mean_confidence(o.stats),top_k_accuracy(o.stats)
+    conf,acc = mean_confidence(o.stats),top_k_acc(o.stats)
     way = 'over-confident' if r.value>0 else 'under-confident'
     a,b = sorted(map(abs, (r.low,r.high)))
     says = f"{name} says {_percent(conf)} on average and is right in {_percent(acc)} of the images: "
@@ -213,13 +214,13 @@ def _scaling(R):
         for way,q in (('as trained',o.preds), ('one temperature',apply_temperature(o.preds, T:=fit_temperature(p, t))), ('by entropy',apply_temperature(o.preds, entropy_temperature(o.preds, *fit_entropy_temperature(p, t))))):
             s = sample_stats(q, o.targs)
             rows[f'{k}, {way}'] = {'T': f'{T:.2f}' if way=='one temperature' else '–', 'NLL': _number(nll(s)), 'Brier': _number(brier(s)), f'ECE ({R.n_bins} bins)': _number(ece(s, n_bins=R.n_bins)),
-                                   'says': _percent(mean_confidence(s)), 'right': _percent(top_k_accuracy(s))}
+                                   'says': _percent(mean_confidence(s)), 'right': _percent(top_k_acc(s))}
     return _section('After scaling',
         _text('Scaling after training: one temperature for all images (Guo et al. 2017), or one that follows the entropy of the prediction (Balanya et al. 2022), fitted to the validation images and judged on those of this report. Decisions stay the same.'),
         _table(pd.DataFrame.from_dict(rows, orient='index'), 'Before and after scaling', 'network')) if rows else None
 
 def _conformal(R, n=15):
-    rows,blocks = {},[]
+    rows = {}
     for k,(p,t) in R.valid.items():
         o = R.runs[k]
         for kind in ('lac','aps'):
@@ -249,7 +250,7 @@ def _data(R):
             'classes with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
     if R.groups is not None: rows[f'{R.group_name}s'] = f'{len(set(R.groups)):,}'
     n_valid = {k: f'{len(p):,}' for k,(p,_) in R.valid.items()}
-    rows.update({'validation images': n for n in n_valid.values()} if len(set(n_valid.values()))==1 else {f'{k}: validation images': n for k,n in n_valid.items()})
+    rows.update({'validation images': first(n_valid.values())} if len(set(n_valid.values()))==1 else {f'{k}: validation images': n for k,n in n_valid.items()})
     rows.update({str(k): f'{v:,}' if isinstance(v, int) else str(v) for k,v in R.data.items()})
     return _section('Data', _table(pd.DataFrame(dict(value=rows)), 'What was judged', ''))
 
@@ -385,10 +386,10 @@ _page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 def report(
     path:str|Path, # HTML file to write; its folder must exist
     runs:dict, # Name -> `CalibrationInterpretation`, `(preds, targs)`, or a dictionary, see below; all judged on the same images. Others are compared with the first
-    title:str='Calibration report',
-    data:dict=None, # What else to say of the data: {'training images': 6720, 'source': ...}
-    by:list=(), # Columns of the first run's `items` to judge by: 'modality', 'site'
-    groups:str=None, # Column of them whose values are resampled as a whole: 'patient'
+    title:str='Calibration report', # At the top of the page
+    data:dict|None=None, # What else to say of the data: {'training images': 6720, 'source': ...}
+    by:list|tuple=(), # Columns of the first run's `items` to judge by: 'modality', 'site'
+    groups:str|None=None, # Column of them whose values are resampled as a whole: 'patient'
     n_bins:int=15, # Bins of equal width
     n:int=1000, # Bootstrap resamples
     seed:int=0, # Of them
@@ -421,9 +422,5 @@ def report(
     sections += [_checklist(R, [o['title'] for o in sections]), _limits(R)]
     made = f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC'
     text = _page.render(title=title, subtitle=', '.join(R.runs), css=_css, sections=sections, version=version('ols_fastai'), made=made)
-    part = path.with_name(f'{path.name}.part{os.getpid()}')
-    try:
-        part.write_text(text, encoding='utf-8')
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with whole_file(path) as part: part.write_text(text, encoding='utf-8')
     return path

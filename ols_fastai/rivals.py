@@ -21,7 +21,12 @@ from .soft_labels import *
 class SoftmaxLoss(BaseLoss):
     "A fastai loss of a PyTorch one that takes logits (N,K) and classes (N,)"
     y_int = True  # MixUp may mix its targets
-    def __init__(self, loss_cls, *args, axis:int=-1, **kwargs): super().__init__(loss_cls, *args, axis=axis, **kwargs)
+    def __init__(self,
+        loss_cls, # PyTorch loss; it gets `args` and `kwargs`
+        *args,
+        axis:int=-1, # Of the classes
+        **kwargs
+    ): super().__init__(loss_cls, *args, axis=axis, **kwargs)
     def activation(self, x): return x.softmax(self.axis)
     def decodes(self, x): return x.argmax(self.axis)
 
@@ -32,7 +37,9 @@ def _log_p_true(logits, targs): return logits.log_softmax(-1).gather(1, targs[:,
 # %% ../nbs/02_rivals.ipynb #4a81afec
 class FLSD53(nn.Module):
     "Sample-dependent focal loss: gamma 5 where the true class has a probability below 0.2, else 3 (Mukhoti et al. 2020)"
-    def __init__(self, reduction:str='mean'): super().__init__(); self.reduction = reduction
+    def __init__(self,
+        reduction:str='mean' # Or 'sum', or 'none'
+    ): super().__init__(); self.reduction = reduction
     def forward(self, logits, targs):
         logp = _log_p_true(logits, targs)
         p = logp.exp()
@@ -41,7 +48,10 @@ class FLSD53(nn.Module):
 
 class DualFocal(nn.Module):
     "Dual focal loss, `-(1-p_y+p_j)^gamma log p_y` with `p_j` the largest probability below `p_y` (Tao et al. 2023)"
-    def __init__(self, gamma:float=5., reduction:str='mean'): super().__init__(); self.gamma,self.reduction = gamma,reduction
+    def __init__(self,
+        gamma:float=5., # 0 or more; 0 is cross-entropy
+        reduction:str='mean' # Or 'sum', or 'none'
+    ): super().__init__(); self.gamma,self.reduction = gamma,reduction
     def forward(self, logits, targs):
         p,logp = logits.softmax(-1),_log_p_true(logits, targs)
         p_y = logp.exp()
@@ -50,7 +60,10 @@ class DualFocal(nn.Module):
 
 class MDCA(nn.Module):
     "Cross-entropy plus `beta` times the mean over classes of |mean confidence - frequency| in the batch (Hebbalaguppe et al. 2022)"
-    def __init__(self, beta:float=1., reduction:str='mean'): super().__init__(); self.beta,self.reduction = beta,reduction
+    def __init__(self,
+        beta:float=1., # Weight of the term
+        reduction:str='mean' # Or 'sum', or 'none'
+    ): super().__init__(); self.beta,self.reduction = beta,reduction
     def forward(self, logits, targs):
         p = logits.softmax(-1)
         gap = (p.mean(0)-F.one_hot(targs, p.shape[-1]).to(p).mean(0)).abs().mean()
@@ -58,14 +71,21 @@ class MDCA(nn.Module):
 
 class MbLS(nn.Module):
     "Margin-based label smoothing: cross-entropy plus `weight` times the mean of what logits are more than `margin` below the largest (Liu et al. 2022)"
-    def __init__(self, margin:float=10., weight:float=.1, reduction:str='mean'): super().__init__(); self.margin,self.weight,self.reduction = margin,weight,reduction
+    def __init__(self,
+        margin:float=10., # Of logits
+        weight:float=.1, # Of the term
+        reduction:str='mean' # Or 'sum', or 'none'
+    ): super().__init__(); self.margin,self.weight,self.reduction = margin,weight,reduction
     def forward(self, logits, targs):
         over = (logits.amax(-1, keepdim=True)-logits-self.margin).relu().mean(-1)
         return _reduce(-_log_p_true(logits, targs) + self.weight*over, self.reduction)
 
 class MaxSup(nn.Module):
     "Max suppression: cross-entropy plus `weight` times (largest logit - mean logit) (Zhou et al. 2025)"
-    def __init__(self, weight:float=.1, reduction:str='mean'): super().__init__(); self.weight,self.reduction = weight,reduction
+    def __init__(self,
+        weight:float=.1, # Of the term
+        reduction:str='mean' # Or 'sum', or 'none'
+    ): super().__init__(); self.weight,self.reduction = weight,reduction
     def forward(self, logits, targs):
         return _reduce(-_log_p_true(logits, targs) + self.weight*(logits.amax(-1)-logits.mean(-1)), self.reduction)
 
@@ -80,11 +100,18 @@ class TargetCallback(OLSCallback):
         super().__init__(alpha)
         self.settled = rows
 
-    def save(self, fn): raise NotImplementedError("settled targets have learnt nothing that could be saved: make the callback anew")
+    def save(self,
+        fn # Not used
+    ):
+        "Raises `NotImplementedError`"
+        raise NotImplementedError("settled targets have learnt nothing that could be saved: make the callback anew")
 
-    def make_labels(self, K):
+    def make_labels(self,
+        K:int # Classes
+    )->SoftLabels:
+        "The settled rows"
         rows = torch.as_tensor(self.settled(K), dtype=torch.float)
-        if rows.shape!=(K,K): raise ValueError(f"the rows are {tuple(rows.shape)} but the network has {K} outputs")
+        if rows.shape!=(K,K): raise ValueError(f"the rows are {tuple(rows.shape)} but the network has {K} outputs: `rows` must make a matrix (K,K)")
         labels = super().make_labels(K)
         labels.dense.copy_(rows/(1-self.alpha))  # the callback multiplies by 1-alpha
         return labels
@@ -122,7 +149,11 @@ def tfkd_reg(
     return TargetCallback(rows, alpha=1-a)
 
 # %% ../nbs/02_rivals.ipynb #a232149e
-def class_accuracy(preds, targs, K)->Tensor: # (K,)
+def class_accuracy(
+    preds:Tensor, # (N,K) probabilities or logits
+    targs:Tensor, # (N,) true classes
+    K:int # Classes
+)->Tensor: # (K,)
     "Share of each class's samples that were classified correctly; the mean of the others for a class without samples"
     right = torch.zeros(K).index_add_(0, targs, (preds.argmax(-1)==targs).float())
     n = torch.bincount(targs, minlength=K)
@@ -148,7 +179,11 @@ class CPLSCallback(OLSCallback):
         momentum:float=.5 # Share of the old row that is kept after an epoch
     ): super().__init__(alpha, init='hard', fallback='previous', momentum=momentum, correct_only=False)
 
-    def save(self, fn): raise NotImplementedError("CPLSCallback can't be saved: its soft labels are made anew by an epoch of validation")
+    def save(self,
+        fn # Not used
+    ):
+        "Raises `NotImplementedError`"
+        raise NotImplementedError("CPLSCallback can't be saved: its soft labels are made anew by an epoch of validation")
 
     def before_train(self):
         super().before_train()
@@ -241,7 +276,7 @@ class GeoLSCallback(TargetCallback):
         targs,_,w = self.now.targs
         masks,images = (o[0].as_subclass(Tensor).cpu().numpy() for o in (self.learn.yb,self.learn.xb))
         if masks.ndim!=3 or images.shape[-2:]!=masks.shape[-2:]:
-            raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images {images.shape}")
+            raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images {images.shape}: it is for segmentation, for one label an image use OLSCallback")
         G = np.stack([geodesic_rows(m, x, self.labels.n_classes, self.edge_weight) for m,x in zip(masks, images)])
         self.now.targs = targs, torch.as_tensor(G, dtype=torch.float, device=w.device).movedim(1, -1).flatten(0, -2), w
 
@@ -298,7 +333,9 @@ def parse_method(
         settings[k] = v
     return name,settings
 
-def method_title(spec:str)->str:
+def method_title(
+    spec:str # See `parse_method`
+)->str:
     "Title of a method, with the settings that differ from the defaults"
     name,settings = parse_method(spec)
     changed = [f'{k} {v}' for k,v in settings.items() if v!=methods[name].defaults[k]]

@@ -58,7 +58,7 @@ class SoftLabels(nn.Module):
         top_k:int|None=None # Keep just the largest so many entries of a row, and spread the rest evenly: for very large K
     ):
         super().__init__()
-        if n_classes<2: raise ValueError(f"soft labels need at least 2 classes, got {n_classes}")
+        if n_classes<2: raise ValueError(f"soft labels need at least 2 classes, got {n_classes}: for one yes-or-no output use a network of two")
         if not 0<=momentum<1: raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if min_count<1: raise ValueError(f"min_count must be at least 1, got {min_count}")
         if not 0<=eps<=1: raise ValueError(f"eps must be in [0, 1], got {eps}")

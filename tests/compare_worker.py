@@ -17,6 +17,5 @@ if __name__=='__main__':
     kill_at = int(sys.argv[3]) if len(sys.argv)>3 else 0
     experiment._Advance = Killed
     if int(os.environ.get('WORLD_SIZE', 1))>1:  # fastai's goes through .cuda()
-        import distrib_worker
         specs = ['hard','ols']
     compare(**{o: data/f'{o}.csv' for o in ('train','valid','test')}, out=out, specs=specs, arch='small_cnn', epochs=3, bs=8, size=16, crop=.8, num_workers=0)

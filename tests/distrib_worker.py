@@ -2,7 +2,7 @@
 import sys, torch
 from fastai.basics import *
 from fastai.distributed import *
-from conftest import K, toy_data, toy_learner
+from conftest import toy_data, toy_learner
 from ols_fastai.callback import OLSCallback
 
 def broadcast_cpu(self, t, rank):  # fastai's goes through .cuda()

@@ -1,5 +1,5 @@
 "Trains 4 epochs with checkpoints: resume_worker.py DIR [KILL_AT_BATCH]; goes on where DIR says, and kills itself where told."
-import os, random, signal, sys
+import os, signal, sys
 from pathlib import Path
 import torch
 from fastai.basics import *

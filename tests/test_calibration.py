@@ -2,19 +2,19 @@
 
 Where definitions differ: scikit-learn and we give a bin its upper edge, torchmetrics and netcal its lower one, and torchmetrics opens a bin of its own for a confidence of exactly 1. So these two are compared
 where no confidence is on an edge, and the edges with a slow version of the definition, below, and with scikit-learn."""
-import pickle, warnings
+import pickle
 import numpy as np, pandas as pd, pytest, torch
 import sklearn.metrics as skm
-from fastai.basics import Callback, F, nn
+from fastai.basics import F, nn
 from hypothesis import given, settings, strategies as st
 from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
-from conftest import K, toy_data, toy_learner
+from conftest import toy_learner
 from ols_fastai.calibration import *
 
 BINNED = [ece, adaptive_ece, mce, rms_ce, debiased_ce, classwise_ece]
 PLAIN  = [nll, brier, top_5_error, mean_confidence, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
-MEASURES = BINNED+PLAIN+[top_k_accuracy, top_k_error]
+MEASURES = BINNED+PLAIN+[top_k_acc, top_k_error]
 
 def draw(N, K, scale=2., seed=0, honest=True):
     "Random predictions (fp64); `honest` ones have targets drawn from them"
@@ -94,10 +94,10 @@ def test_the_parts_of_the_brier_score_are_what_they_are_called(data, n_bins):
 @settings(cases, max_examples=100)
 @given(any_preds())
 def test_scikit_learn(data):
-    (p,t),K = data,data[0].shape[1]
+    p,t = data
     conf,hit = (np.array(o) for o in first_guess(p, t))
     for k in range(1, K):
-        if len(set(t.tolist()))==K>2 and len(p.unique())==p.numel(): same(top_k_accuracy(p, t, k), skm.top_k_accuracy_score(t, p, k=k))
+        if len(set(t.tolist()))==K>2 and len(p.unique())==p.numel(): same(top_k_acc(p, t, k), skm.top_k_accuracy_score(t, p, k=k))
     floor = torch.finfo(torch.float32).tiny
     if p.gather(1, t[:,None]).min()>1e-15: same(nll(p, t), skm.log_loss(t, p, labels=range(K)), 1e-7)
     else: same(nll(p, t), -p.gather(1, t[:,None]).clamp(min=floor).log().mean().item())
@@ -116,14 +116,14 @@ def test_torchmetrics(data, n_bins):
     conf = p.max(1).values
     if ((conf*n_bins-(conf*n_bins).round()).abs()<1e-4).any(): return  # on an edge: defined otherwise, see above
     for f,norm in ((ece,'l1'),(rms_ce,'l2'),(mce,'max')): same(f(p, t, n_bins), multiclass_calibration_error(p, t, K, n_bins, norm).item(), 2e-6)
-    for k in range(1, K): same(top_k_accuracy(p, t, k), multiclass_accuracy(p, t, K, average='micro', top_k=k).item(), 1e-6)
+    for k in range(1, K): same(top_k_acc(p, t, k), multiclass_accuracy(p, t, K, average='micro', top_k=k).item(), 1e-6)
 
 @pytest.mark.filterwarnings('ignore')
 @settings(cases, max_examples=60)
 @given(random_preds(), st.sampled_from([1,10,15]))
 def test_netcal(data, n_bins):
     metrics = pytest.importorskip('netcal.metrics')
-    (p,t),K = data,data[0].shape[1]
+    p,t = data
     conf,hit = (np.array(o) for o in first_guess(p, t))
     if (abs(conf*n_bins-(conf*n_bins).round())<1e-9).any(): return
     same(ece(p, t, n_bins), metrics.ECE(n_bins).measure(conf, hit)); same(mce(p, t, n_bins), metrics.MCE(n_bins).measure(conf, hit))
@@ -163,11 +163,11 @@ def test_torchmetrics_puts_a_confidence_of_1_into_a_bin_of_its_own():
 @given(any_preds(), st.sampled_from([1,3,15,100]))
 def test_properties(data, n_bins):
     (p,t),K = data,data[0].shape[1]
-    acc,gap,eps = top_k_accuracy(p, t),abs(mean_confidence(p)-top_k_accuracy(p, t)),1e-9
+    acc,gap,eps = top_k_acc(p, t),abs(mean_confidence(p)-top_k_acc(p, t)),1e-9
     for f in (ece,adaptive_ece,rms_ce,mce): assert gap-eps<=f(p, t, n_bins)<=1+eps
     assert gap-1e-4<=smooth_ece(p, t)<=1
     assert ece(p, t, n_bins)<=rms_ce(p, t, n_bins)+eps and rms_ce(p, t, n_bins)<=mce(p, t, n_bins)+eps and debiased_ce(p, t, n_bins)<=rms_ce(p, t, n_bins)+eps
-    accs = [top_k_accuracy(p, t, k) for k in range(1, K+1)]
+    accs = [top_k_acc(p, t, k) for k in range(1, K+1)]
     assert accs==sorted(accs) and accs[-1]==1
     same(top_5_error(p, t), top_k_error(p, t, min(5, K)))
     assert 1-top_5_error(p, t)>=acc
@@ -229,7 +229,7 @@ def test_certain_and_right_or_wrong(K):
 def test_all_equal(K):
     p,t = torch.full((4*K,K), 1/K, dtype=torch.float64),torch.arange(4*K)%K
     for f in (ece,adaptive_ece,mce,rms_ce,debiased_ce,smooth_ece,classwise_ece): same(f(p, t), 0)
-    same(top_k_accuracy(p, t), 1/K); same(confidence_auroc(p, t), .5) ; same(aurc(p, t), 1-1/K)
+    same(top_k_acc(p, t), 1/K); same(confidence_auroc(p, t), .5) ; same(aurc(p, t), 1-1/K)
 
 def test_one_sample_and_one_class():
     p,t = torch.tensor([[.7,.2,.1]], dtype=torch.float64),torch.tensor([1])
@@ -268,22 +268,22 @@ def test_no_bins(f):
 
 def test_k_out_of_range():
     for k in (0,5,-1):
-        with pytest.raises(ValueError, match='k must be in 1..4'): top_k_accuracy(*draw(20, 4), k)
+        with pytest.raises(ValueError, match='k must be in 1..4'): top_k_acc(*draw(20, 4), k)
 
 # Noise
 
 def test_bootstrap_of_a_mean_is_the_normal_interval():
     p,t = draw(4000, 5)
-    acc = top_k_accuracy(p, t)
-    b = bootstrap([top_k_accuracy,nll], p, t, n=2000, level=.9)
+    acc = top_k_acc(p, t)
+    b = bootstrap([top_k_acc,nll], p, t, n=2000, level=.9)
     half = 1.6449*(acc*(1-acc)/4000)**.5
     assert list(b.columns)==['value','low','high'] and list(b.index)==['top_1_accuracy','nll']
     np.testing.assert_allclose(b.loc['top_1_accuracy'], [acc,acc-half,acc+half], atol=.06*half)
 
 def test_bootstrap_covers():
     "Of 100 intervals of 90 %, about 90 hold the truth: 80 or fewer, or more than 98, have a chance below 1 in 200"
-    truth = top_k_accuracy(*draw(400_000, 4, seed=10**6))
-    hits = [(b:=bootstrap(top_k_accuracy, *draw(250, 4, seed=i), n=100, seed=i, level=.9).iloc[0]).low<=truth<=b.high for i in range(100)]
+    truth = top_k_acc(*draw(400_000, 4, seed=10**6))
+    hits = [(b:=bootstrap(top_k_acc, *draw(250, 4, seed=i), n=100, seed=i, level=.9).iloc[0]).low<=truth<=b.high for i in range(100)]
     assert 80<sum(hits)<=98
 
 def interval(vals, value): return np.quantile(vals, [.025,.975], axis=0) - np.mean(vals, axis=0) + value
@@ -323,7 +323,7 @@ def test_groups_of_one_are_samples():
 def test_paired_differences():
     p,t = draw(500, 4)
     q = (p.log()*1.3).softmax(1)
-    d = paired_bootstrap([nll,top_k_accuracy], q, p, t, n=300)
+    d = paired_bootstrap([nll,top_k_acc], q, p, t, n=300)
     assert d.value['nll']==pytest.approx(nll(q, t)-nll(p, t)) and (d.loc['top_1_accuracy']==0).all()  # the same guesses
     a,b = (bootstrap(nll, o, t, n=300).iloc[0] for o in (p,q))
     assert d.high['nll']-d.low['nll'] < .5*min(a.high-a.low, b.high-b.low)

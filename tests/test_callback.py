@@ -1,8 +1,8 @@
 "OLSCallback in every situation in which a fastai user puts it."
-import pickle, warnings
+import warnings
 import numpy as np, pytest, torch
 from torch.utils.data import TensorDataset
-from fastai.basics import CancelFitException, Callback, DataLoader, DataLoaders, F, L, Learner, Path, SGD, nn, no_random
+from fastai.basics import CancelFitException, Callback, DataLoader, F, L, Learner, Path, nn, no_random
 from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixUp, ProgressCallback, ReduceLROnPlateau,
                                  SaveModelCallback, ShowGraphCallback, TerminateOnNaNCallback)
 from fastai.callback.fp16 import MixedPrecision
@@ -167,13 +167,12 @@ def test_gradient_accumulation():
         learn.fit(2, cbs=[*cbs, GradientAccumulation(80)])
         return weights(learn)
     cb = OLSCallback()
-    counts = Watch(lambda o: None)
     same(run(identity()), run(), 1e-5)
     assert (run(OLSCallback())-run()).abs().max() > 1e-4
     learn = toy_learner(n=240, bs=40)
     correct = Watch(lambda o: int((o.pred.argmax(1)==o.y).sum()) if o.training else 0, 'after_loss')
     learn.fit(1, cbs=[cb, GradientAccumulation(80), correct])
-    assert cb.history[0]['n_correct']==sum(correct.seen) and len([o for o in correct.seen])==6+2
+    assert cb.history[0]['n_correct']==sum(correct.seen) and len(list(correct.seen))==6+2
 
 def test_gradient_clip():
     a,b = toy_learner(),toy_learner()
@@ -440,14 +439,14 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path):
     for n in (0, 5, 100, len(whole)-1):
         fn.write_bytes(whole[:n])
         with pytest.raises(ValueError, match='a.safetensors is damaged'): OLSCallback.load(fn)
-    from ols_fastai.callback import save_tensors
+    from ols_fastai.files import save_tensors
     save_tensors(fn, dict(S=torch.eye(3)), dict(x=1))
     with pytest.raises(ValueError, match='holds no soft labels'): OLSCallback.load(fn)
 
 def test_a_crash_while_saving_keeps_the_last_file(tmp_path, monkeypatch):
     fn,cb = tmp_path/'a',OLSCallback()
     toy_learner().fit(1, cbs=cb); cb.save(fn); before = fn.read_bytes()
-    import ols_fastai.callback as m
+    import ols_fastai.files as m
     def half(tensors, path, metadata): Path(path).write_bytes(b'half'); raise OSError('disk full')
     monkeypatch.setattr(m, 'save_file', half)
     with pytest.raises(OSError): cb.save(fn)

@@ -2,7 +2,7 @@
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.basics import Callback, F, nn
-from conftest import toy_data, toy_learner, toy_model, K
+from conftest import toy_data, toy_learner, K
 from ols_fastai.callback import OLSCallback
 from ols_fastai.soft_labels import SoftLabels
 

@@ -2,7 +2,7 @@
 import os, signal, subprocess, sys
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pytest, torch
-from ols_fastai.callback import load_tensors
+from ols_fastai.files import load_tensors
 from ols_fastai.experiment import compare
 
 here = Path(__file__).parent

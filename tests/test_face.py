@@ -43,6 +43,11 @@ def test_the_readme_runs_where_the_sdist_is_installed(sdist, tmp_path):
     assert Path(fn).is_relative_to(tmp_path), fn
     assert int(n)>0
 
+def test_every_public_signature_is_true_and_described():
+    "`make lint` says the same"
+    from signatures import misfits, undescribed
+    assert not misfits()+undescribed()
+
 def test_citation_has_this_version_and_both_papers():
     text = (root/'CITATION.cff').read_text()
     assert re.search(r'^version: (.*)$', text, re.M)[1]==cfg['version']

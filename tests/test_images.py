@@ -306,12 +306,12 @@ def test_min_side_is_off_and_for_jpeg_only(tmp_path):
 ## Statistics
 
 def test_model_stats():
-    assert model_stats('resnet50')==tuple(map(list, imagenet_stats)) and model_stats('vit_tiny_patch16_224')==half
-    with pytest.raises(ValueError, match='resnet50'): model_stats('resnet50', half)
+    assert model_stats('resnet50')==tuple(map(list, imagenet_stats)) and model_stats('vit_tiny_patch16_224')==half_stats
+    with pytest.raises(ValueError, match='resnet50'): model_stats('resnet50', half_stats)
     with pytest.raises(ValueError, match='deviation'): model_stats('resnet50', (imagenet_stats[0],[.3,.3,.3]))
     model = timm.create_model('resnet18', num_classes=2)
     assert model_stats(model, imagenet_stats)==model_stats('resnet18')
-    with pytest.raises(ValueError, match='ResNet'): model_stats(model, half)
+    with pytest.raises(ValueError, match='ResNet'): model_stats(model, half_stats)
     for o in ('small_cnn',nn.Linear(2,2)):
         with pytest.raises(ValueError, match='no pretrained weights'): model_stats(o)
 

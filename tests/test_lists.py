@@ -134,7 +134,7 @@ def test_fuzz_damaged_list(data, sep, tmp_path_factory):
     fn = tmp_path_factory.getbasetemp()/'damaged.csv'
     text = bytearray(('filename,label,p\n'+'\n'.join(f'd{i}/{i}.png,c{i%3},{i}' for i in range(6))+'\n').replace(',', sep).encode())
     for _ in range(data.draw(st.integers(1, 4))):
-        i,b = data.draw(st.integers(0, len(text)-1)),data.draw(st.sampled_from(b'\n\r,; \t/.\0x\xff\xc3')) 
+        i,b = data.draw(st.integers(0, len(text)-1)),data.draw(st.sampled_from(b'\n\r,; \t/.\0x\xff\xc3'))
         kind = data.draw(st.sampled_from(['put','take','change']))
         if kind=='put': text.insert(i, b)
         elif kind=='take': del text[i]

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
 from torch.utils.data import TensorDataset
-from fastai.basics import CancelFitException, Callback, DataLoader, DataLoaders, F, Learner, nn, params
+from fastai.basics import CancelFitException, Callback, DataLoader, F, Learner, nn, params
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
+from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.schedule import *
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, TransformBlock
 from fastai.learner import load_learner
@@ -156,7 +156,7 @@ def test_parts_of_the_network_are_found_through_the_wrapper():
     calibrate(learn, dl=learn.dls[2])
     assert learn.model[0] is learn.model.model[0] and len(learn.model)==3
     learn.create_opt(); assert len(learn.opt.param_lists)==2   # a splitter written for the network
-    with pytest.raises(AttributeError, match='no_such'): learn.model.no_such
+    with pytest.raises(AttributeError, match='no_such'): _ = learn.model.no_such
 
 def test_training_a_calibrated_network_is_an_error_until_it_is_uncalibrated():
     learn = calibrate(fitted())
