@@ -16,6 +16,7 @@ if __name__=='__main__':
     data,out = map(Path, sys.argv[1:3])
     kill_at = int(sys.argv[3]) if len(sys.argv)>3 else 0
     experiment._Advance = Killed
-    if int(os.environ.get('WORLD_SIZE', 1))>1:  # fastai's goes through .cuda()
+    if int(os.environ.get('WORLD_SIZE', 1))>1:
+        import distrib_worker  # noqa: F401 its gather is for the CPU, fastai's goes through .cuda()
         specs = ['hard','ols']
     compare(**{o: data/f'{o}.csv' for o in ('train','valid','test')}, out=out, specs=specs, arch='small_cnn', epochs=3, bs=8, size=16, crop=.8, num_workers=0)

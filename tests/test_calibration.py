@@ -94,7 +94,7 @@ def test_the_parts_of_the_brier_score_are_what_they_are_called(data, n_bins):
 @settings(cases, max_examples=100)
 @given(any_preds())
 def test_scikit_learn(data):
-    p,t = data
+    (p,t),K = data,data[0].shape[1]
     conf,hit = (np.array(o) for o in first_guess(p, t))
     for k in range(1, K):
         if len(set(t.tolist()))==K>2 and len(p.unique())==p.numel(): same(top_k_acc(p, t, k), skm.top_k_accuracy_score(t, p, k=k))
