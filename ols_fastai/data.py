@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['splits', 'image_files', 'read_list', 'check_splits', 'read_lists', 'read_folder', 'split_by_group', 'split_counts',
            'find_images', 'find_root', 'sample_per_class', 'sample_counts', 'ListRow', 'ListItems', 'ListBlock',
-           'ReadRow', 'RowLabel', 'ListDL', 'BalancedDL', 'list_block', 'leave_out', 'list_dls']
+           'ReadRow', 'RowLabel', 'ListDL', 'BalancedDL', 'list_block', 'leave_out', 'image_table', 'list_dls']
 
 # %% ../nbs/04_data.ipynb #c2ba8a3d
 import csv, cv2, itertools, warnings
@@ -217,7 +217,7 @@ def _draw(df, share, group, seed):
 
 def split_by_group(
     df:pd.DataFrame, # With the columns `filename`, `label` and `group`
-    group:str='patient', # Column of what must stay together
+    group:str='patient', # Column of what must stay together; 'filename' where nothing is known of that, and each image is drawn by itself
     valid:float=.1, # Share of the images for validation
     test:float=.1, # And for test; 0 for none
     seed:int=42 # Of the draw
@@ -543,25 +543,18 @@ def leave_out(
     if gone: raise ValueError(f"nothing would be left to train on of {', '.join(gone[:10])}: mend their files, or take them off all lists")
     return out
 
-# %% ../nbs/04_data.ipynb #d1551e3c
-@delegates(list_block, but=['df'])
-def list_dls(
+# %% ../nbs/04_data.ipynb #5eea4a0f
+def image_table(
     train:str|Path|list|pd.DataFrame, # List of the training images, or a table with the column `split` instead of all lists
     valid:str|Path|list|None=None, # List of the validation images
     test:str|Path|list|None=None, # List of the test images
     root:str|Path|None=None, # Folder of the images; default: the training list's
-    bs:int=64, # Images in a batch
-    n_per_class:int|None=None, # Train on a random sample of at most so many images a class
-    seed:int=42, # Of that sample
-    num_workers:int|None=None, # Processes that read images; default: one a core
-    device=None, # Default: the GPU, if there is one
     exclude=None, # File names to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
     complete:bool=True, # Look for all files first? See `find_root`
     patient:str|None='patient', # See `check_splits`
-    allow:str|tuple=(), # See `check_splits`
-    **kwargs
-)->DataLoaders: # `dls.counts` has the training images of each class, before and after sampling
-    "`DataLoaders` from list files with the columns `filename,label`, or a table"
+    allow:str|tuple=() # See `check_splits`
+)->tuple: # Table with the columns `filename`, `label` and `split`, and the folder that its names are relative to
+    "All images of a data set, checked and found. Raises what `read_lists`, `leave_out`, `find_root` and `find_images` raise"
     is_table = isinstance(train, pd.DataFrame)
     if is_table!=(valid is None): raise ValueError("a table with the column split stands for all lists; otherwise train and valid are needed")
     df = train if is_table else read_lists(train, valid, test, patient, allow)
@@ -571,7 +564,28 @@ def list_dls(
         if is_table and df.filename.iloc[0][0]!='/': raise ValueError("root must be given with a table: the folder that its file names are relative to")
         root = '/' if df.filename.iloc[0][0]=='/' else Path(L(train)[0]).parent
     base = find_root(df, root, complete=False)
-    if complete: df = find_images(df, base, patient, allow)
+    return find_images(df, base, patient, allow) if complete else df, base
+
+# %% ../nbs/04_data.ipynb #d1551e3c
+@delegates(list_block, but=['df'])
+def list_dls(
+    train:str|Path|list|pd.DataFrame, # List of the training images, or a table with the column `split` instead of all lists
+    valid:str|Path|list|None=None, # List of the validation images
+    test:str|Path|list|None=None, # List of the test images
+    root:str|Path|None=None, # See `image_table`
+    bs:int=64, # Images in a batch
+    n_per_class:int|None=None, # Train on a random sample of at most so many images a class
+    seed:int=42, # Of that sample
+    num_workers:int|None=None, # Processes that read images; default: one a core
+    device=None, # Default: the GPU, if there is one
+    exclude=None, # See `leave_out`
+    complete:bool=True, # Look for all files first? See `find_root`
+    patient:str|None='patient', # See `check_splits`
+    allow:str|tuple=(), # See `check_splits`
+    **kwargs
+)->DataLoaders: # `dls.counts` has the training images of each class, before and after sampling
+    "`DataLoaders` from list files with the columns `filename,label`, or a table"
+    df,base = image_table(train, valid, test, root, exclude, complete, patient, allow)
     all_train = df[df['split']=='train'][['label']]
     if n_per_class is not None:
         is_train = df['split']=='train'

@@ -213,11 +213,10 @@ def paired_differences(
     return out
 
 # %% ../nbs/12_experiment.ipynb #2ac0f281
-def _images(train, valid, test, root=None, exclude=None):
-    "The images, read and looked for once: all lists as a table, names as they are on disk, with their folder, for `list_dls`; and a mark of them"
-    df = leave_out(read_lists(train, valid, test), exclude)
-    base = find_root(df, root or Path(L(train)[0]).parent, complete=False)
-    df = find_images(df, base)
+def _images(*args, **kwargs):
+    "The images, read and looked for once: arguments of `list_dls`, and a mark of what they are. Takes what `image_table` takes"
+    df,base = image_table(*args, **kwargs)
+    if (lacks := [o for o in splits if o not in set(df['split'])]): raise ValueError(f"a comparison needs images for train, valid and test, and there are none for {lacks[0]}")
     # each file's size too, so that other files of the same names are noticed
     rows = [(fn, label, split, os.path.getsize(base/fn)) for fn,label,split in zip(df.filename, df.label, df['split'])]
     return dict(train=df, root=base, complete=False),hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
@@ -337,11 +336,11 @@ def _seconds_a_batch(learn, n):
 
 # %% ../nbs/12_experiment.ipynb #b41410e9
 def compare(
-    train:str|Path, # CSV of the training images, with the columns `filename,label`
-    valid:str|Path, # CSV of the validation images
-    test:str|Path, # CSV of the test images
-    out:str|Path, # Folder for the results
-    root:str|Path|None=None, # Folder that the file names are relative to; default: the training list's
+    train:str|Path|list|pd.DataFrame, # Images, see `image_table`
+    valid:str|Path|list|None=None, # Likewise
+    test:str|Path|list|None=None, # Likewise
+    out:str|Path='ols_compare_results', # Folder for the results
+    root:str|Path|None=None, # See `image_table`
     specs:list|tuple=('hard','ls','ols'), # Which `methods` to compare, with settings where wanted ('ls:eps=0.03'); ['all'] for all
     arch:str='resnet50', # See `model_name`
     epochs:int=10, # Epochs of each run
@@ -370,19 +369,19 @@ def compare(
 # %% ../nbs/12_experiment.ipynb #efcda53d
 @delegates(compare, but=['n_bins','console'])
 def plan(
-    train:str|Path, # CSV of the training images
-    valid:str|Path, # CSV of the validation images
-    test:str|Path, # CSV of the test images
-    out:str|Path, # Folder for the results
+    train:str|Path|list|pd.DataFrame, # Images, see `image_table`
+    valid:str|Path|list|None=None, # Likewise
+    test:str|Path|list|None=None, # Likewise
+    out:str|Path='ols_compare_results', # Folder for the results
     batches:int=3, # To train for the estimate
-    root:str|Path|None=None, # Folder that the file names are relative to; default: the training list's
+    root:str|Path|None=None, # See `image_table`
     exclude=None, # Images to leave out, see `leave_out`
     num_workers:int|None=None, # Processes that read images; default: one a core
     **kwargs
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
     "What `compare` with the same arguments would do. A step forward alone is taken to be a third of a training step"
-    own = ('n_bins','num_workers','console','root','exclude')
-    c = _Comparison(out, **{k: kwargs.get(k, p.default) for k,p in inspect.signature(compare).parameters.items() if p.default is not p.empty and k not in own})
+    other = ('train','valid','test','out','root','exclude','n_bins','num_workers','console')
+    c = _Comparison(out, **{k: kwargs.get(k, p.default) for k,p in inspect.signature(compare).parameters.items() if k not in other})
     return c.on(*_images(train, valid, test, root, exclude)).plan(batches, num_workers)
 
 def plan_text(
@@ -487,7 +486,9 @@ def _parser():
         "and compare how often it errs and how far its probabilities can be trusted."), epilog="""examples:
   the embedded brain MRI data set, small and quick:
     ols_compare --data brain_regions --arch small_cnn --size 40 --epochs 14 --out demo
-  your own images, three runs of each method:
+  your own images, in a folder for each class:
+    ols_compare --folder images --out results
+  or in lists; three runs of each method:
     ols_compare --train train.csv --valid valid.csv --test test.csv --root images --out results --seeds 3
 
   the paper's experiment on RadImageNet, and first what it will take:
@@ -507,6 +508,7 @@ exit codes: 0 done, 2 a mistake in the arguments or the data; any other is a fau
     data.add_argument('--valid', metavar='CSV', help='list of the validation images')
     data.add_argument('--test', metavar='CSV', help='list of the test images, on which everything is measured')
     data.add_argument('--root', metavar='DIR', help="folder that the lists' file names are relative to (default: the folder of --train)")
+    data.add_argument('--folder', metavar='DIR', help='instead of lists: folders class/image, of which a tenth each is drawn to validate and to test, or train/class/image, valid/... and test/...')
     data.add_argument('--data', choices=['brain_regions','radimagenet'], help='brain_regions: the embedded data set, written to a cache folder; radimagenet: the folder --root as released; both instead of lists')
     data.add_argument('--check', action='store_true', help='look at every image first; what is missing, damaged, blank or there twice is listed in OUT/check.csv and left out')
     data.add_argument('--size', type=int, default=224, help='images are resized to this side, in pixels (default: %(default)s)')
@@ -545,8 +547,10 @@ def ols_compare(
     given = [o for o in ('train','valid','test') if getattr(a, o)]
     if a.workers is not None and a.workers<0: p.error(f'--workers must be 0 or more, got {a.workers}')
     if a.data=='radimagenet' and not a.root: p.error('--data radimagenet needs --root, the folder of the data set')
-    if a.data and (given or a.data=='brain_regions' and a.root): p.error(f"--data brings its own lists: leave out --{(given or ['root'])[0]}")
-    if not a.data and len(given)<3: p.error(f"--{', --'.join(o for o in ('train','valid','test') if o not in given)} missing: give three lists, or --data brain_regions")
+    source = '--data' if a.data else '--folder'
+    if a.data and a.folder: p.error('--data and --folder are two sources of images: give one')
+    if (a.data or a.folder) and (given or a.root and a.data!='radimagenet'): p.error(f"{source} brings its own lists: leave out --{(given or ['root'])[0]}")
+    if not a.data and not a.folder and len(given)<3: p.error(f"--{', --'.join(o for o in ('train','valid','test') if o not in given)} missing: give three lists, or --folder, or --data brain_regions")
     console = Console(force_jupyter=False, quiet=a.quiet or rank_distrib()>0)
     try: return _run(a, {o: getattr(a, o) for o in given}, console)
     except (ValueError, OSError, ImportError) as e:
@@ -563,6 +567,7 @@ def _run(a, lists, console):
     if a.data=='brain_regions': lists.update({o: brain_regions()/f'{o}.csv' for o in splits})
     if a.data=='radimagenet': lists.update(RadImageNet(a.root).lists)
     if a.data: console.print(f"data: {Path(lists['train']).parent}", highlight=False, soft_wrap=True)
+    if a.folder: lists.update(train=_folder(a.folder, console), root=a.folder)
     out,archs = Path(a.out),_words(a.arch)
     if not archs: raise ValueError("no network given: --arch resnet50, for example")
     own = {k: v for k,(v,_) in paper_recipe.items() if k in ('momentum','wd','milestones')} if a.recipe else {}
@@ -586,13 +591,22 @@ def _run(a, lists, console):
     for o in files: console.print(o, highlight=False, soft_wrap=True)
     return 0
 
+def _folder(root, console):
+    "The table of a folder tree, split if the tree is not"
+    df = read_folder(root)
+    if 'split' not in df:
+        df = split_by_group(df, 'filename')
+        console.print(f"folder: {root} has no folders train, valid and test, so that images are drawn by themselves. Where several show one patient, give lists that keep them together", highlight=False, soft_wrap=True)
+    console.print('folder: '+', '.join(f'{int(n):,} images for {k}' for k,n in split_counts(df).images.items())+f", {df.label.nunique()} classes", highlight=False, soft_wrap=True)
+    return df
+
 def _check(lists, out, console):
     "Look at every image, say what is wrong, and give the file of what to leave out"
     fn = out/'check.csv'
     out.mkdir(parents=True, exist_ok=True)
     if not fn.exists():  # it is part of what the runs were made with: a second start must leave out the same
-        df = read_lists(lists['train'], lists['valid'], lists['test'])
-        check_images(df, lists['root'] or Path(lists['train']).parent, progress=False, csv=fn)
+        df,root = image_table(**lists, complete=False)
+        check_images(df, root, progress=False, csv=fn)
     bad = pd.read_csv(fn)
     console.print('check: ' + (', '.join(f'{n} {k}' for k,n in bad.problem.value_counts().items())+f'; left out, see {fn}' if len(bad) else 'all images are sound'), highlight=False, soft_wrap=True)
     return fn if len(bad) else None

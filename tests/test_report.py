@@ -187,15 +187,15 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='not finite'): report(fn, {'a': dict(r, preds=r['preds']*float('nan'))}, n=3)
     write,written = Path.write_text,[]
     def full(self, text, **kwargs):
-        written.append(self.name)
+        written.append(str(self))
         write(self, text[:99], **kwargs)
         raise OSError('no space left')
     monkeypatch.setattr(Path, 'write_text', full)
     with pytest.raises(OSError, match='no space'): report(fn, {'a': r}, n=3)
-    def other(self, *args, **kwargs): written.append(self.name); return write(self, *args, **kwargs)
+    def other(self, *args, **kwargs): written.append(str(self)); return write(self, *args, **kwargs)
     monkeypatch.setattr(Path, 'write_text', other)
     report(tmp_path/'b.html', {'a': r}, n=3).unlink()
-    assert all('.part' in o for o in written) and len(written)==2   # nothing is ever written to a name that a reader opens
+    assert all(".part" in o for o in written) and len(written)==2   # nothing is ever written to a name that a reader opens
     monkeypatch.undo()
     assert fn.read_text()=='old' and [o.name for o in tmp_path.iterdir()]==['a.html']
 
