@@ -263,29 +263,42 @@ def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is 
 
 # %% ../nbs/01_callback.ipynb #662dc053
 @patch
+def state_dict(self:OLSCallback)->dict:
+    "What has been learnt so far: numbers, names and tensors, for `load_state_dict`. Empty before the first batch"
+    if self.labels is None: return {}
+    return dict(labels=self.labels.learnt(), n_classes=self.labels.n_classes, **{k: getattr(self, k) for k in ('alpha','class_names','n_trained','history')})
+
+@patch
+def load_state_dict(self:OLSCallback,
+    state:dict # From `state_dict`
+):
+    "Go on from there. The soft labels may be whole or `top_k` in `state`, and become what this callback's arguments want"
+    if not state: return
+    t,K = state['labels'],state['n_classes']
+    self.labels = self.make_labels(K).to(t['fell_back'].device)
+    self.labels._store(t['dense'] if 'dense' in t else t['tail'].repeat(1, K).scatter_(1, t['top_idx'], t['top_p']))
+    self.labels.fell_back.copy_(t['fell_back'])
+    self.class_names,self.n_trained,self.history = state['class_names'],state['n_trained'],state['history']
+    if self.auto: self.alpha = state['alpha']
+
+@patch
 def save(self:OLSCallback,
     fn:str|Path # File to write; its folder must exist
 ):
     "Write the soft labels and what they were learnt with. Raises `ValueError` if there are none yet"
     if self.labels is None: raise ValueError("nothing to save: this OLSCallback has not seen a batch yet; train with it first")
-    info = dict(n_classes=self.labels.n_classes, class_names=self.class_names, alpha=self.alpha, args=dict(alpha='auto' if self.auto else self.alpha, **{k: getattr(self, k) for k in ('min_lam','warmup','period')}),
-                label_args=self.label_args, n_trained=self.n_trained, history=self.history, version=version('ols_fastai'))
-    save_tensors(fn, self.labels.learnt(), info)
+    state = self.state_dict()
+    args = dict(alpha='auto' if self.auto else self.alpha, **{k: getattr(self, k) for k in ('min_lam','warmup','period')})
+    save_tensors(fn, state.pop('labels'), dict(state, args=args, label_args=self.label_args, version=version('ols_fastai')))
 
 @patch(cls_method=True)
 def load(cls:OLSCallback,
     fn:str|Path, # File that `save` wrote
     **kwargs # Arguments that replace what was saved, e.g. `checkpoint`
 )->OLSCallback:
-    "Read what `save` wrote, to go on with training. Raises `FileNotFoundError`, or `ValueError` for a damaged file"
+    "Read what `save` wrote, to go on with training. Raises `FileNotFoundError`, or `ValueError` for a damaged file. A subclass must take all arguments of `OLSCallback`"
     tensors,info = load_tensors(fn)
     try: cb = cls(**{**info['args'], **info['label_args'], **kwargs})
     except KeyError as e: raise ValueError(f"{fn} holds no soft labels ({e} is missing): give a file that OLSCallback.save or checkpoint= wrote") from e
-    cb.labels = cb.make_labels(info['n_classes'])
-    if 'dense' in tensors: S = tensors['dense']
-    else: S = tensors['tail'].repeat(1, info['n_classes']).scatter_(1, tensors['top_idx'], tensors['top_p'])
-    cb.labels._store(S)  # whole or `top_k`, as the new arguments want it
-    cb.labels.fell_back.copy_(tensors['fell_back'])
-    cb.class_names,cb.n_trained,cb.history = info['class_names'],info['n_trained'],info['history']
-    if cb.auto: cb.alpha = info['alpha']
+    cb.load_state_dict(dict(info, labels=tensors))
     return cb

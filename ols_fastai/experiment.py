@@ -8,7 +8,7 @@ __all__ = ['paper_recipe', 'make_learner', 'train_run', 'mean_interval', 'seed_s
            'ols_compare']
 
 # %% ../nbs/12_experiment.ipynb #9865fbe2
-import argparse, hashlib, inspect, itertools, statistics, sys, time, warnings
+import argparse, hashlib, inspect, itertools, runpy, statistics, sys, time, warnings
 from contextlib import nullcontext
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
@@ -73,7 +73,10 @@ def _order(dls):
 class _Unfinished(Callback):
     "Keep a run after each epoch, and put it back"
     order = 90  # after all that changes something at the end of an epoch
-    def __init__(self, fn, run_settings, ols): self.fn,self.run_settings,self.ols,self.first_epoch,self.spent,self.states = fn,run_settings,ols,0,0.,None
+    def __init__(self, fn, run_settings, method_cb): self.fn,self.run_settings,self.method_cb,self.first_epoch,self.spent,self.states = fn,run_settings,method_cb,0,0.,None
+
+    @property
+    def learns(self): return hasattr(type(self.method_cb), 'state_dict')  # of the class: callbacks and learners hand on what they lack to the network
 
     def restore(self, learn):
         "Put back what the last whole epoch left, if there was one"
@@ -84,10 +87,7 @@ class _Unfinished(Callback):
         learn.model.load_state_dict(kept['model'])
         learn.create_opt()
         learn.opt.load_state_dict(kept['opt'])
-        if 'labels' in kept:
-            self.ols.labels = self.ols.make_labels(len(learn.dls.vocab)).to(learn.dls.device)
-            self.ols.labels.load_state_dict(kept['labels'], strict=False)
-            for k,v in kept['ols'].items(): setattr(self.ols, k, v)
+        if self.learns: self.method_cb.load_state_dict(kept['method'])
         self.first_epoch,self.spent,self.states = kept['epoch']+1,kept['seconds'],kept['states']
 
     def before_fit(self): self.started = time.perf_counter()-self.spent
@@ -103,8 +103,7 @@ class _Unfinished(Callback):
         if self.epoch<self.first_epoch or rank_distrib(): return
         out = dict(settings=self.run_settings, epoch=self.epoch, seconds=time.perf_counter()-self.started, model=get_model(self.model).state_dict(), opt=_plain(self.opt.state_dict()),
                    states=_plain({**get_random_states(), 'order': _order(self.dls).getstate()}))
-        if self.ols is not None and self.ols.labels is not None:
-            out.update(labels=self.ols.labels.learnt(), ols={k: getattr(self.ols, k) for k in ('alpha','n_trained','history','class_names')})
+        if self.learns: out['method'] = self.method_cb.state_dict()
         with whole_file(self.fn) as part: torch.save(out, part)
 
 # %% ../nbs/12_experiment.ipynb #b1e2dd45
@@ -143,7 +142,7 @@ def train_run(
     s = settings
     with no_random(seed):
         learn,cb = make_learner(spec, seed, lists, settings, **kwargs)
-        keep = unfinished and _Unfinished(unfinished, dict(s, method=spec, seed=seed), cb if isinstance(cb, OLSCallback) else None)
+        keep = unfinished and _Unfinished(unfinished, dict(s, method=spec, seed=seed), cb)
         if keep: keep.restore(learn)
         done = keep.first_epoch if keep else 0
         bar = progress and _Advance(progress, progress.add_task(f"{method_title(spec)}, seed {seed}", total=s['epochs']*len(learn.dls.train), completed=done*len(learn.dls.train)))
@@ -252,6 +251,7 @@ class _Comparison:
 
     @property
     def runs(self): return [(spec, seed) for seed in range(self.seeds) for spec in self.specs]
+    def settings(self, spec): return dict(self.shared, method_settings=parse_method(spec)[1])  # apart: both may have a momentum
     def file(self, kind, spec, seed): return self.out/kind/f"{spec.replace(':', '_')}-{seed}.{'pt' if kind=='unfinished' else 'safetensors'}"
 
     def finished(self, spec, seed):
@@ -260,7 +260,7 @@ class _Comparison:
         if not fn.exists(): return
         tensors,info = load_tensors(fn)
         if 'valid_preds' not in tensors: raise ValueError(f"{fn} was made by an older version of ols_fastai: remove it, or give another --out")
-        _same_settings(fn, info['settings'], dict(self.shared, **parse_method(spec)[1]))
+        _same_settings(fn, info['settings'], self.settings(spec))
         return tensors,info
 
     def baseline(self, seed, run, num_workers):
@@ -268,7 +268,7 @@ class _Comparison:
         fn = self.file('models', 'hard', seed)
         if not fn.exists(): return run('hard', seed)[0]
         weights,info = load_tensors(fn)
-        _same_settings(fn, info['settings'], self.shared)
+        _same_settings(fn, info['settings'], self.settings('hard'))
         learn,_ = make_learner('hard', seed, self.lists, self.shared, num_workers)
         learn.model.load_state_dict(weights)
         return learn
@@ -285,10 +285,10 @@ class _Comparison:
             for spec,seed in self.runs:
                 if (done := self.finished(spec, seed)): tensors,info = done
                 else:
-                    name,args = parse_method(spec)
+                    name,_ = parse_method(spec)
                     if methods[name].needs_baseline and seed not in baselines: baselines = {seed: self.baseline(seed, run, num_workers)}
                     learn,tensors,seconds = run(spec, seed, baseline=baselines.get(seed), unfinished=self.file('unfinished', spec, seed))
-                    info = dict(method=spec, seed=seed, settings=dict(self.shared, **args), seconds=seconds, vocab=list(learn.dls.vocab), versions=versions())
+                    info = dict(method=spec, seed=seed, settings=self.settings(spec), seconds=seconds, vocab=list(learn.dls.vocab), versions=versions())
                     if not rank_distrib():
                         save_tensors(self.file('models', spec, seed), get_model(learn.model).state_dict(), info)
                         save_tensors(self.file('runs', spec, seed), tensors, info)
@@ -416,7 +416,7 @@ def save_pictures(
     soft = first(runs.items(), lambda o: parse_method(o[0])[0]=='ols')
     if soft:
         spec,(t,info) = soft
-        figs['soft_labels.png'] = plot_soft_labels(t['S'], info['vocab'], f"Soft labels after {info['settings']['epochs']} epochs, alpha {info['settings']['alpha']}")
+        figs['soft_labels.png'] = plot_soft_labels(t['S'], info['vocab'], f"Soft labels after {info['settings']['epochs']} epochs, alpha {info['settings']['method_settings']['alpha']}")
     for name,fig in figs.items():
         fig.savefig(out/name, dpi=110)
         plt.close(fig)
@@ -518,6 +518,7 @@ exit codes: 0 done, 2 a mistake in the arguments or the data; any other is a fau
     run = p.add_argument_group('training')
     run.add_argument('--methods', default='hard,ls,ols', help="which to compare, separated by commas, or all; settings go behind colons: ls:eps=0.03,ols:alpha=0.8:momentum=0.5 (default: %(default)s). "
                      + 'There are ' + '; '.join(f"{k} ({m.title}{''.join(f', {a}={v}' for a,v in m.defaults.items())})" for k,m in methods.items()))
+    run.add_argument('--methods-from', metavar='FILE.py', help='Python file that is run first and adds to `methods`, see the tutorial own_method')
     run.add_argument('--recipe', choices=['paper'], help="the paper's settings, and ours where it is silent; what else is given counts more. " + '; '.join(f'{k} {v}' for k,(v,_) in paper_recipe.items()))
     run.add_argument('--plan', action='store_true', help='say how many runs are left and how long they will take, and stop')
     run.add_argument('--arch', default='resnet50', help='one or, separated by commas, several of small_cnn, small_resnet, small_mobilenet, small_vgg, ResNet-50, MobileNetV2, VGG-19 and any name of timm (default: %(default)s)')
@@ -563,6 +564,9 @@ def _words(s): return [o.strip() for o in s.split(',') if o.strip()]
 
 def _run(a, lists, console):
     "What the command does with its parsed arguments"
+    if a.methods_from:
+        try: runpy.run_path(a.methods_from)
+        except Exception as e: raise ValueError(f"{a.methods_from}: {type(e).__name__}: {e}") from e
     lists['root'] = a.root
     if a.data=='brain_regions': lists.update({o: brain_regions()/f'{o}.csv' for o in splits})
     if a.data=='radimagenet': lists.update(RadImageNet(a.root).lists)

@@ -749,7 +749,7 @@ def plot_comparison(
 def _draw_differences(ax, table, first_name, others, colours):
     "Differences in per cent of the first network's value, measures from the top"
     base = table[first_name].value
-    rows = [o for o in base.index if o.split(' (')[0] in ('Top-1 error %','Top-5 error %','NLL','Brier','ECE','adaptive ECE','class-wise ECE','smooth ECE','AURC') and base[o]>0]
+    rows = [o for o in base.index if o.split(' (')[0] in ('Top-1 error %','Top-5 error %','NLL','Brier','ECE','adaptive ECE','class-wise ECE','smooth ECE','AURC') and base[o]>0 and any(np.isfinite(table.loc[o, [(f'{name} - {first_name}', c) for c in ('low','high')]].to_numpy(float)).all() for name in others)]
     if not rows: return ax.set(xticks=[], yticks=[], title=f'Paired differences: {_short(first_name, 30)} leaves nothing to better')
     at = np.arange(len(rows))
     shown = [table[f'{name} - {first_name}'].loc[rows].div(base[rows], axis=0) for name in others]

@@ -403,6 +403,7 @@ def report(
     path = Path(path)
     if not path.parent.is_dir(): raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")
     if n<2: raise ValueError(f"n must be at least 2 resamples, got {n}")
+    plt.close(plt.figure())  # a notebook's backend sets itself up at the first figure; inside `_figure` that would be taken back, and the notebook show no picture any more
     known = {str(k): _known(k, o) for k,o in runs.items()}
     R = SimpleNamespace(runs={k: o for k,(o,_) in known.items()}, extra={k: e for k,(_,e) in known.items()}, data=data or {}, by=list(by), n_bins=n_bins, n=n, seed=seed, miss=miss)
     _check_runs(R.runs)
