@@ -67,7 +67,7 @@ def measured(x, y, vocab, row, on_map=False):
 def table(mednist):
     all_args,rows,places = regimes(mednist),[],[]
     for data,args in all_args.items():
-        dls = list_dls(args['train'], args['valid'], args['test'], root=args.get('root', Path(args['train']).parent), size=args['size'], num_workers=0)
+        dls = list_dls(args['train'], args['valid'], args['test'], root=args.get('root', Path(args['train']).parent), size=args['size'], bs=args.get('bs', 64), num_workers=0)
         for seed in complete(all_args):
             for arch in nets:
                 for method,spec in default.items():
