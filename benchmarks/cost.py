@@ -88,5 +88,5 @@ if __name__=='__main__':
         fn = here/'cost.csv'
         df = pd.read_csv(fn) if fn.exists() else pd.DataFrame(columns=['method','what','repeat','value','ratio','versions'])
         for part in sys.argv[1:] or parts:
-            for df in go_on(df, *parts[part], str(versions()), methods): write_csv(df, fn)
+            for more in go_on(df, *parts[part], str(versions()), methods): write_csv(df := more, fn)
         print(df.groupby(['what','method'], sort=False)[['value','ratio']].agg(['median','min','max']).round(3).to_string())

@@ -1,7 +1,7 @@
 "What the scripts in benchmarks/ work out, on made-up input whose answer is known."
 import sys
 from pathlib import Path
-import cv2, numpy as np, pandas as pd, pytest, torch
+import cv2, numpy as np, pandas as pd, pytest
 from scipy.stats import mannwhitneyu, spearmanr
 from ols_fastai.callback import load_tensors, save_tensors
 from ols_fastai.datasets import brain_regions
