@@ -1,7 +1,7 @@
 """Fig. 2 of the paper at a size that a CPU can run: how tight the classes lie in the features before the last layer, after training with each of the four methods.
 
-    OMP_NUM_THREADS=1 python benchmarks/compactness.py run ../shared/data/mednist     # half an hour; goes on where it was stopped, and takes the runs of paper.py where they are there
-    OMP_NUM_THREADS=1 python benchmarks/compactness.py table ../shared/data/mednist   # 3 minutes; of the seeds that are complete
+    OMP_NUM_THREADS=1 python benchmarks/compactness.py run ../shared/data/mednist     # 40 minutes; goes on where it was stopped, and takes the runs of paper.py where they are there
+    OMP_NUM_THREADS=1 python benchmarks/compactness.py table ../shared/data/mednist   # 2 minutes; of the seeds that are complete
 
 Networks, data, settings and seeds are those of paper.py, each method at its defaults. The features are those of all test images, none of which was trained on.
 Writes compactness.csv, a row a network, method and seed: the measures of `feature_stats`, and the Top-1 error. And compactness_tsne.csv, maps of one network and seed: t-SNE of some of the images,
