@@ -1,6 +1,7 @@
 """What an epoch of each method takes, in seconds and in memory, against hard labels in the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/cost.py        # 10 minutes; writes benchmarks/cost.csv, each part when it is there
+    OMP_NUM_THREADS=1 python benchmarks/cost.py             # 15 minutes; writes benchmarks/cost.csv after each round, and goes on where it was stopped; remove the file to measure all anew
+    OMP_NUM_THREADS=1 python benchmarks/cost.py memory      # one part alone, `seconds` or `memory`; the other's rows stay
 
 Seconds: one process trains an epoch of each method in turn, five rounds after one to warm up; each epoch is divided by that of hard labels in its round. They are seconds of the processor on one thread, so that
 other programs on the machine count little. An epoch is training and validation, of small_cnn on BrainRegions at 32 px (20 images a region to train on, 20 to validate), with reading the images.
@@ -11,8 +12,7 @@ from pathlib import Path
 import pandas as pd, torch
 
 here = Path(__file__).parent
-rounds,repeats = 5,2
-in_memory = ['hard','ls','tfkd_reg','tfkd_self','ols']  # the paper's four, and the one that keeps a second network
+rounds,repeats = 5,3
 
 def lists():
     from ols_fastai.data import list_dls
@@ -34,20 +34,20 @@ def learner(dls, spec, baseline=None):
     learn.remove_cb(ProgressCallback); learn.logger,learn.create_mbar = noop,False
     return learn
 
-def seconds():
-    "A row for each method and round"
+def seconds(todo):
+    "For each round of `todo` its number, and what each method took"
     from ols_fastai.rivals import methods
     dls = lists()
     base = learner(dls, 'hard')
     base.fit(1, 1e-3)
     learners = {o: learner(dls, o, base) for o in methods}
-    for r in range(rounds+1):
+    for r in (0,*todo):
         took = {}
         for name,learn in learners.items():
             start = time.process_time()
             learn.fit(1, 1e-3)
             took[name] = time.process_time()-start
-        if r: yield from (dict(method=k, what='seconds', repeat=r, value=v, ratio=v/took['hard']) for k,v in took.items())
+        if r: yield r,took
 
 def peak(spec):
     "Peak of this process's resident memory in MiB"
@@ -60,23 +60,34 @@ def peak(spec):
     learner(dls, spec, base).fit(1, 1e-3)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
-def memory():
-    for r in range(1, repeats+1):
-        took = {}
-        for name in in_memory:
-            out = subprocess.run([sys.executable, '-W', 'ignore', __file__, name], capture_output=True, text=True, check=True).stdout
-            took[name] = float(out.split('PEAK')[1])
-        yield from (dict(method=k, what='peak MiB', repeat=r, value=v, ratio=v/took['hard']) for k,v in took.items())
+def memory(todo):
+    "For each repeat of `todo` its number, and each method's peak in MiB"
+    from ols_fastai.rivals import methods
+    for r in todo:
+        outs = {o: subprocess.run([sys.executable, '-W', 'ignore', __file__, 'peak', o], capture_output=True, text=True, check=True).stdout for o in methods}
+        yield r,{k: float(v.split('PEAK')[1]) for k,v in outs.items()}
+
+parts = {'seconds': ('seconds',rounds,seconds), 'memory': ('peak MiB',repeats,memory)}
+
+def go_on(df, what, n, measure, made, methods):
+    "The rows with those of one part that are missing added, after each round. Kept are rounds that have all methods and were made with the same versions"
+    whole = df[(df.what==what) & (df.versions==made)].groupby('repeat').method.agg(set)
+    done = [r for r,o in whole.items() if o==set(methods)]
+    df = df[(df.what!=what) | ((df.versions==made) & df.repeat.isin(done))]
+    todo = [o for o in range(1, n+1) if o not in done]
+    for r,took in measure(todo) if todo else ():
+        df = pd.concat([df, pd.DataFrame([dict(method=k, what=what, repeat=r, value=v, ratio=v/took['hard'], versions=made) for k,v in took.items()])], ignore_index=True)
+        yield df
 
 if __name__=='__main__':
     torch.set_num_threads(1)
-    if len(sys.argv)>1: print('PEAK', peak(sys.argv[1]))
+    if sys.argv[1:2]==['peak']: print('PEAK', peak(sys.argv[2]))
     else:
         from ols_fastai.files import write_csv
         from ols_fastai.report import versions
-        rows = []
-        for source in (seconds(), memory()):
-            rows += source
-            df = pd.DataFrame(rows)
-            write_csv(df.assign(versions=str(versions())), here/'cost.csv')
+        from ols_fastai.rivals import methods
+        fn = here/'cost.csv'
+        df = pd.read_csv(fn) if fn.exists() else pd.DataFrame(columns=['method','what','repeat','value','ratio','versions'])
+        for part in sys.argv[1:] or parts:
+            for more in go_on(df, *parts[part], str(versions()), methods): write_csv(df := more, fn)
         print(df.groupby(['what','method'], sort=False)[['value','ratio']].agg(['median','min','max']).round(3).to_string())

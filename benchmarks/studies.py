@@ -26,7 +26,6 @@ here = Path(__file__).parent
 runs = here/'runs/studies'
 
 def _every(period=35, momentum=0., fallback='uniform'): return CrossEntropyLossFlat(),OLSCallback(period=period, momentum=momentum, fallback=fallback)
-methods['ols_every'] = Method('OLS, new soft labels every so many batches', _every, 'this script: the registered `ols` renews once an epoch')
 
 rivals = {'hard labels':'hard', 'label smoothing':'ls:eps=0.1', 'OLS':'ols:alpha=0.5'}
 # study -> setting -> (labels, images a region, {method: spec}); the order is that in which they run
@@ -63,6 +62,7 @@ def folder(labels, n): return runs/f'{labels}-{n}'
 
 def run(seeds, which=studies):
     runs.mkdir(parents=True, exist_ok=True)
+    methods['ols_every'] = Method('OLS, new soft labels every so many batches', _every, 'this script: the registered `ols` renews once an epoch')
     src = brain_regions()
     for settings in which.values():
         for labels,n,specs in settings.values():
