@@ -8,9 +8,7 @@ from ols_fastai.datasets import brain_regions
 from ols_fastai.rivals import methods
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
-before = dict(methods)
 import anatomy, compactness, cost, studies
-methods.clear(); methods.update(before)  # studies.py registers a method of its own, which is no other test's business
 
 # --- anatomy.py
 
