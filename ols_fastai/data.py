@@ -58,7 +58,7 @@ def read_list(
     try:
         with fn.open(encoding='utf-8-sig', newline='') as f: return _read_rows(f, fn, (filename,label), header, sep)
     except UnicodeDecodeError as e: raise ValueError(f"{fn} is not in UTF-8: save it as 'CSV UTF-8'") from e
-    except csv.Error as e: raise ValueError(f"{fn} is not a CSV: {e}") from e
+    except csv.Error as e: raise ValueError(f"{fn} is not a CSV: {e}{'; is a quotation mark not closed?' if 'end of data' in str(e) else ''}") from e
 
 def _read_rows(f, fn, wanted, header, sep):
     first_line = next((o for o in f if o.strip()), None)
@@ -74,7 +74,8 @@ def _read_rows(f, fn, wanted, header, sep):
     if sep is None or any(str(o) not in names for o in wanted):
         if not header: raise ValueError(f"{fn}, line 1 has no columns {wanted[0]} and {wanted[1]}, counted from 0: {first_line.strip()!r}")
         missing = next((o for o in wanted if o not in names), wanted[0])
-        raise ValueError(f"{fn} has no column {missing!r}: its columns are {', '.join(map(repr, names))}; if its first line is an image already, header=False")
+        like = f" (is it {near!r}?)" if (near := first(o for o in names if o.casefold()==str(missing).casefold())) else ''
+        raise ValueError(f"{fn} has no column {missing!r}: its columns are {', '.join(map(repr, names))}{like}. Say which to take with read_lists(filename=, label=), or header=False if the first line is an image already, and give its table to list_dls; on the command line, --columns")
     for o in wanted:
         if names.count(str(o))>1: raise ValueError(f"{fn}, the header has {names.count(str(o))} columns {o!r}, and which to take can't be known: rename or remove one")
     n,(ni,li) = len(names),(names.index(str(o)) for o in wanted)
@@ -124,7 +125,7 @@ def _check_labels(df):
     "Raise for a label of validation or test that training lacks"
     known = df.label[df['split']=='train'].unique()
     new = df[~df.label.isin(known)]
-    if len(new): raise ValueError(f"{_where(new.iloc[0])}label {new.label.iloc[0]!r} of {new['split'].iloc[0]} is not among the {len(known)} of train ({len(new)} such rows, {new.label.nunique()} such labels): is it misspelt? If not, put images of it into train, or take its rows out")
+    if len(new): raise ValueError(f"{_where(new.iloc[0])}label {new.label.iloc[0]!r} of {new['split'].iloc[0]} is not among the {len(known)} of train (such rows: {len(new)}, such labels: {new.label.nunique()}): is it misspelt? If not, put images of it into train, or take its rows out")
 
 def _in_two_splits(df, key):
     "Raise for a value of `key`, a Series, that is in more than one split; empty ones do not count"
@@ -136,21 +137,36 @@ def _in_two_splits(df, key):
     rows = df[codes==twice[0]]
     return str(values[twice[0]]), list(dict.fromkeys(rows['split'])), len(twice)
 
+def _more(n): return f", and there are {n-1} more such" if n>1 else ''
+
+def _warn_of_patients(df):
+    "Columns that look like patients, and have one in two splits"
+    for o in df:
+        if o not in ('filename','label','split','list','line') and re.search('patient|subject|person|mrn', o.lower()) and (found := _in_two_splits(df, df[o])):
+            warnings.warn(f"{o} {found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: if {o!r} names patients, say patient={o!r}, and this is an error; if not, patient=None")
+
+def _warn_of_spellings(df):
+    "Classes that differ in upper and lower case alone"
+    same = {}
+    for o in df.label.unique(): same.setdefault(str(o).casefold(), []).append(str(o))
+    if (twins := [o for o in same.values() if len(o)>1]): warnings.warn(f"{' and '.join(map(repr, twins[0]))} are two classes, which differ in upper and lower case alone{_more(len(twins))}: if that is a slip, write them alike")
+
 def check_splits(
     df:pd.DataFrame, # With the columns `filename`, `label` and `split`
     patient:str|None='patient', # Column of patients, or of whatever else must stay together; the default need not be there
     allow:str|tuple=() # 'file' and 'patient': what may be in two splits after all
 ):
-    "Raise `ValueError` for an image or a patient in two splits, and for a label that training lacks"
+    "Raise `ValueError` for an image or a patient in two splits, and for a label that training lacks. Warns of labels that differ by case alone, and of other columns that look like patients"
     allow = L(allow)
     if (bad := [o for o in allow if o not in ('file','patient')]): raise ValueError(f"allow takes 'file' and 'patient', not {bad[0]!r}")
-    _split_codes(df); _check_labels(df)
+    _split_codes(df); _check_labels(df); _warn_of_spellings(df)
     if 'file' not in allow and (found := _in_two_splits(df, df.filename)):
-        raise ValueError(f"{found[0]} is in {' and in '.join(found[1])}, and {found[2]-1} more images are in two lists: a network must not be judged on images that it was trained or calibrated on (allow='file' lets it)")
-    if patient is None or (patient not in df and patient=='patient'): return
+        raise ValueError(f"{found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: a network must not be judged on images that it was trained or calibrated on (allow='file' lets it)")
+    if patient=='patient' and patient not in df: return _warn_of_patients(df)
+    if patient is None: return
     if patient not in df: raise ValueError(f"there is no column {patient!r} of patients: the columns are {', '.join(map(repr, df.columns))}")
     if 'patient' not in allow and (found := _in_two_splits(df, df[patient])):
-        raise ValueError(f"{patient} {found[0]} is in {' and in '.join(found[1])}, and {found[2]-1} more are in two splits: `split_by_group` makes a split where none is (allow='patient' lets it)")
+        raise ValueError(f"{patient} {found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: `split_by_group` makes a split where none is (allow='patient' lets it)")
 
 def read_lists(
     train:str|Path|list, # List file of the training images, or several
@@ -307,7 +323,8 @@ def find_images(
     if missing:
         first_row = df.iloc[min(missing)]
         raise FileNotFoundError(f"{len(missing)} of {len(df)} images are missing under {base}; the first is {first_row.filename}"
-                                + (f" ({_where(first_row)[:-2]})" if _where(first_row) else '') + "; `check_images` lists all, for exclude=")
+                                + (f" ({_where(first_row)[:-2]})" if _where(first_row) else '') + "; "
+                                + ("file names need / where this one has a backslash" if '\\' in first_row.filename else "`check_images` lists all, for exclude="))
     out = df.assign(filename=names) if changed else df
     if 'split' in df and (out is not df or real): check_splits(out.assign(filename=[real.get(i, o) for i,o in enumerate(names)]) if real else out, patient, allow)
     return out
@@ -320,6 +337,7 @@ def find_root(
 )->Path: # The folder that they are relative to
     "Find where the images are. Raises `FileNotFoundError` naming the first missing image and how many there are"
     root = Path(os.path.abspath(Path(root).expanduser()))
+    if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: root must be the one that the list's file names are relative to")
     first_fn,tops = df.filename.iloc[0],(root,root.parent)
     base = next((o for fn in (df.filename[:1] if complete else df.filename) for o in tops if os.path.exists(os.path.join(o, fn))), None)
     base = base or next((o for o in tops if first_fn[0]!='/' and _on_disk(o, first_fn, {})), None)
@@ -552,12 +570,13 @@ def image_table(
     exclude=None, # File names to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
     complete:bool=True, # Look for all files first? See `find_root`
     patient:str|None='patient', # See `check_splits`
-    allow:str|tuple=() # See `check_splits`
+    allow:str|tuple=(), # See `check_splits`
+    **kwargs # Columns and header of the lists, see `read_list`
 )->tuple: # Table with the columns `filename`, `label` and `split`, and the folder that its names are relative to
     "All images of a data set, checked and found. Raises what `read_lists`, `leave_out`, `find_root` and `find_images` raise"
     is_table = isinstance(train, pd.DataFrame)
     if is_table!=(valid is None): raise ValueError("a table with the column split stands for all lists; otherwise train and valid are needed")
-    df = train if is_table else read_lists(train, valid, test, patient, allow)
+    df = train if is_table else read_lists(train, valid, test, patient, allow, **kwargs)
     if is_table: check_splits(df, patient, allow)
     df = leave_out(df, exclude)
     if root is None:

@@ -119,15 +119,6 @@ def _processes(learn):
     cuda = torch.cuda.is_available()
     return learn.distrib_ctx(sync_bn=cuda, cpu=not cuda)
 
-def _predict(learn, ds_idx):
-    "Probabilities and true classes"
-    if num_distrib()<2: return learn.get_preds(ds_idx=ds_idx)
-    # `get_preds` would gather each batch of all processes, though each has the whole list
-    model = learn.model.eval()
-    dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False, device=next(model.parameters()).device)
-    with torch.no_grad(): preds,targs = zip(*[(learn.loss_func.activation(model(x)).cpu(), y.cpu()) for x,y in dl])
-    return torch.cat(preds),torch.cat(targs)
-
 @delegates(make_learner)
 def train_run(
     spec:str, # A method and its settings, see `parse_method`
@@ -151,8 +142,7 @@ def train_run(
             start = time.perf_counter()
             with _processes(learn): _fit(learn, s, [o for o in (bar,keep) if o], done)
             seconds = time.perf_counter()-start + (keep.spent if keep else 0)
-            valid_preds,valid_targs = _predict(learn, 1)
-            preds,targs = _predict(learn, 2)
+            with each_alone(learn): (valid_preds,valid_targs),(preds,targs) = (learn.get_preds(ds_idx=o) for o in (1,2))
     if progress: progress.remove_task(bar.bar)
     if not preds.isfinite().all():
         if keep: unfinished.unlink(missing_ok=True)  # to go on from it would diverge again
@@ -243,7 +233,8 @@ class _Comparison:
 
     def on(self, lists, mark):
         "Give it the images, from `_images`. Raises `ValueError` if its folder has runs that can't stand in one table with these"
-        self.lists,self.shared['images'] = lists,mark
+        self.lists = lists
+        self.shared.update(images=mark, processes=max(1, num_distrib()))  # with `bs`, the size of a step
         for fn in (self.out/'runs').glob('*.safetensors'):
             before = load_info(fn).get('settings', {})
             _same_settings(fn, {k: before.get(k) for k in self.shared}, self.shared)
@@ -389,9 +380,10 @@ def plan_text(
 )->str:
     "A plan in a sentence"
     if not p['to_do']: return f"all {p['runs']} runs were made before"
-    h,m = divmod(math.ceil(p['seconds']/60), 60)
+    s = math.ceil(p['seconds'])
+    h,m = divmod(math.ceil(s/60), 60)
     size = next(f'{p["bytes"]/1000**i:.3g} {o}B' for i,o in ((3,'G'),(2,'M'),(1,'k')) if p['bytes']>=1000**i or i==1)
-    return f"{p['to_do']} of {p['runs']} runs to do: about {f'{h} h {m} min' if h else f'{m} min'} on this machine, as a few batches were timed, and {size} of disk"
+    return f"{p['to_do']} of {p['runs']} runs to do: about {f'{h} h {m} min' if h else f'{m} min' if s>90 else f'{s} s'} on this machine, as a few batches were timed, and {size} of disk"
 
 # %% ../nbs/12_experiment.ipynb #e4462280
 def load_comparison(
@@ -507,6 +499,8 @@ exit codes: 0 done, 2 a mistake in the arguments or the data; any other is a fau
     data.add_argument('--train', metavar='CSV', help='list of the training images')
     data.add_argument('--valid', metavar='CSV', help='list of the validation images')
     data.add_argument('--test', metavar='CSV', help='list of the test images, on which everything is measured')
+    data.add_argument('--columns', metavar='FILENAME,LABEL', default='filename,label', help='columns of the lists that hold the file name and the class (default: %(default)s); positions, such as 0,1, if the lists have no header')
+    data.add_argument('--patient', metavar='COLUMN', default='patient', help='column of patients, nobody of whom may be in two lists (default: patient, if there is such a column)')
     data.add_argument('--root', metavar='DIR', help="folder that the lists' file names are relative to (default: the folder of --train)")
     data.add_argument('--folder', metavar='DIR', help='instead of lists: folders class/image, of which a tenth each is drawn to validate and to test, or train/class/image, valid/... and test/...')
     data.add_argument('--data', choices=['brain_regions','radimagenet'], help='brain_regions: the embedded data set, written to a cache folder; radimagenet: the folder --root as released; both instead of lists')
@@ -560,6 +554,13 @@ def ols_compare(
         print(f"ols_compare: {str(e).strip().splitlines()[-1] if 'Original Traceback' in str(e) else e}", file=sys.stderr)
         return 2
 
+def _columns(s):
+    "Arguments of `read_list` for two names or positions"
+    cols = _words(s)
+    if len(cols)!=2: raise ValueError(f"--columns takes two, of the file name and of the class: filename,label; got {s!r}")
+    if not all(o.isdigit() for o in cols): return dict(filename=cols[0], label=cols[1])
+    return dict(filename=int(cols[0]), label=int(cols[1]), header=False)
+
 def _words(s): return [o.strip() for o in s.split(',') if o.strip()]
 
 def _run(a, lists, console):
@@ -567,7 +568,7 @@ def _run(a, lists, console):
     if a.methods_from:
         try: runpy.run_path(a.methods_from)
         except Exception as e: raise ValueError(f"{a.methods_from}: {type(e).__name__}: {e}") from e
-    lists['root'] = a.root
+    lists.update(root=a.root, patient=a.patient, **_columns(a.columns))
     if a.data=='brain_regions': lists.update({o: brain_regions()/f'{o}.csv' for o in splits})
     if a.data=='radimagenet': lists.update(RadImageNet(a.root).lists)
     if a.data: console.print(f"data: {Path(lists['train']).parent}", highlight=False, soft_wrap=True)

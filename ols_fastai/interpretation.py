@@ -349,7 +349,7 @@ def penultimate(
     linear = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
     if not linear: raise ValueError(f"{type(learn.model).__name__} has no nn.Linear: there are no penultimate features to take; give those that you have to `feature_stats` and `plot_tsne`")
     dl,head,feats = (learn.dls[ds_idx] if dl is None else dl).new(shuffle=False, drop_last=False),linear[-1],[]
-    with Hook(head, lambda m,i,o: feats.append(i[0].as_subclass(Tensor).float()), cpu=True): preds,targs = learn.get_preds(dl=dl)
+    with Hook(head, lambda m,i,o: feats.append(i[0].as_subclass(Tensor).float()), cpu=True), each_alone(learn): preds,targs = learn.get_preds(dl=dl)
     shapes = {tuple(o.shape[1:]) for o in feats}
     if head.out_features!=preds.shape[-1] or len(shapes)!=1 or sum(map(len, feats))!=len(preds) or feats[0].ndim!=2:
         raise ValueError(f"the last nn.Linear of {type(learn.model).__name__} ({head.in_features} to {head.out_features}) does not make its {preds.shape[-1]} predictions of one vector an image")
@@ -357,11 +357,11 @@ def penultimate(
 
 # %% ../nbs/10_interpretation.ipynb #7f10a004
 def _check_features(features, targs):
-    features,targs = (np.asarray(torch.as_tensor(o).detach().cpu()) for o in (features,targs))
+    features,targs = (np.asarray(o.detach().cpu() if isinstance(o, Tensor) else o) for o in (features,targs))
     if features.ndim!=2 or targs.shape!=features.shape[:1]: raise ValueError(f"features {features.shape} and targs {targs.shape} do not go together: (N,D) and (N,) are needed")
     bad = np.flatnonzero(~np.isfinite(features).all(1))
     if len(bad): raise ValueError(f"row {bad[0]} of the features is not finite ({len(bad)} such rows)")
-    if len(np.unique(targs))<2: raise ValueError("features of at least 2 classes are needed, and all {len(targs)} are of one")
+    if len(np.unique(targs))<2: raise ValueError(f"features of at least 2 classes are needed, and all {len(targs)} are of one")
     return features.astype(float),targs
 
 def _sample(N, n, seed):
@@ -655,7 +655,8 @@ class CalibrationInterpretation(_OfProbabilities, _OfClassesAndImages, _OfFeatur
         images=None # N images, or a function from a row's number to its image; default: those of `dl`
     ):
         super().__init__(learn, dl, losses, act)
-        if preds is None: preds,targs = learn.get_preds(dl=dl, act=act)
+        if preds is None:
+            with each_alone(learn): preds,targs = learn.get_preds(dl=dl, act=act)
         self.preds,self.targs = check_preds(preds, targs, dtype=None)
         self.stats,K = sample_stats(self.preds, self.targs),self.preds.shape[1]
         self.vocab = [str(o) for o in ifnone(vocab, ifnone(getattr(getattr(learn, 'dls', None), 'vocab', None), range(K)))]
@@ -676,7 +677,7 @@ class CalibrationInterpretation(_OfProbabilities, _OfClassesAndImages, _OfFeatur
             dl = learn.dls[ds_idx]
         dl = dl.new(shuffle=False, drop_last=False)
         check_unused(learn, dl)
-        preds,targs,losses = learn.get_preds(dl=dl, with_loss=True, act=act)
+        with each_alone(learn): preds,targs,losses = learn.get_preds(dl=dl, with_loss=True, act=act)
         return cls(learn, dl, losses, act, preds, targs)
 
     @classmethod

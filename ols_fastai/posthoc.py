@@ -14,8 +14,8 @@ from scipy import stats
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau
-from fastai.distributed import DistributedTrainer
 from .calibration import *
+from .callback import *
 
 # %% ../nbs/09_posthoc.ipynb #f21ce8e2
 def _calibrates(preds, targs):
@@ -236,8 +236,8 @@ def _check_logits(learn):
 
 def _outputs(learn, dl, inner=False):
     "Logits and targets of a loader; `inner` within a fit, whose callbacks must not take it for one of their own"
-    learn_cbs = L(o for o in learn.cbs if inner and (getattr(o, 'remove_on_fetch', False) or isinstance(o, (MixedPrecision,DistributedTrainer))))
-    with learn.no_bar(), learn.removed_cbs(learn_cbs): z,y = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False), act=noop, inner=inner)
+    learn_cbs = L(o for o in learn.cbs if inner and (getattr(o, 'remove_on_fetch', False) or isinstance(o, MixedPrecision)))
+    with learn.no_bar(), learn.removed_cbs(learn_cbs), each_alone(learn): z,y = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False), act=noop, inner=inner)
     if not isinstance(z, Tensor) or z.ndim!=2 or not isinstance(y, Tensor) or y.ndim!=1 or y.is_floating_point():
         raise ValueError(f"calibration needs logits (N,K) and an integer class for each, got {', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in (z,y))}")
     z = z.as_subclass(Tensor).double().cpu()

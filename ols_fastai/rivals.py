@@ -165,7 +165,7 @@ def ls_plus(
     alpha:float=.5 # Share of the hard loss
 )->TargetCallback:
     "Class-wise label smoothing from the validation accuracy of a first network (LS+)"
-    with baseline.no_bar(): preds,targs = baseline.get_preds()
+    with baseline.no_bar(), each_alone(baseline): preds,targs = baseline.get_preds()
     c = class_accuracy(preds.as_subclass(Tensor), targs.as_subclass(Tensor).long(), preds.shape[1])
     def rows(K): return (1-alpha)*(((1-c)/(K-1))[:,None].expand(K, K).clone().fill_diagonal_(0.) + torch.diag(c))
     return TargetCallback(rows, alpha=alpha)

@@ -4,6 +4,8 @@ from fastai.basics import *
 from fastai.distributed import *
 from conftest import toy_data, toy_learner
 from ols_fastai.callback import OLSCallback
+from ols_fastai.interpretation import CalibrationInterpretation
+from ols_fastai.posthoc import Calibrate
 
 def broadcast_cpu(self, t, rank):  # fastai's goes through .cuda()
     t = torch.LongTensor(t)
@@ -22,5 +24,8 @@ if __name__=='__main__':
     batches,S,cb = [],[],OLSCallback(checkpoint=f'{sys.argv[1]}/ols.safetensors', correct_only=False)  # so that a sample counted twice shows
     learn = toy_learner(data=(x[order],y), bs=10, shuffle=False)
     with learn.distrib_ctx(sync_bn=False, cpu=True):
-        learn.fit(2, cbs=[cb,Watch()])
-        torch.save(dict(S=S, batches=batches, history=cb.history, world=num_distrib()), f'{sys.argv[1]}/{rank_distrib()}.pt')
+        learn.fit(2, cbs=[cb,Watch(),Calibrate()])
+        T,learn.model = learn.model.T,learn.model.model
+        interp = CalibrationInterpretation.from_learner(learn)
+        z = learn.model(toy_data(60, seed=1)[0]).detach()  # its validation set, in one piece
+        torch.save(dict(S=S, batches=batches, history=cb.history, world=num_distrib(), T=T, preds=interp.preds, targs=interp.targs, z=z), f'{sys.argv[1]}/{rank_distrib()}.pt')

@@ -2,8 +2,9 @@
 import os, subprocess, sys
 from pathlib import Path
 import torch
-from conftest import K
+from conftest import K, toy_data
 from ols_fastai.callback import OLSCallback
+from ols_fastai.posthoc import fit_temperature
 from ols_fastai.soft_labels import SoftLabels
 
 def test_two_processes_make_the_soft_labels_of_one(tmp_path):
@@ -25,3 +26,10 @@ def test_two_processes_make_the_soft_labels_of_one(tmp_path):
         one.update()
         for r in (a,b): torch.testing.assert_close(r['S'][epoch], one.S, atol=1e-6, rtol=0)
     assert torch.equal(OLSCallback.load(tmp_path/'ols.safetensors').S, a['S'][1])
+    # each process predicts the whole validation list, and fits its temperature to it
+    y = toy_data(60, seed=1)[1]
+    for r in (a,b):
+        assert torch.equal(r['targs'], y)
+        torch.testing.assert_close(r['preds'], r['z'].softmax(1), atol=1e-6, rtol=0)
+        assert abs(r['T']-fit_temperature(r['z'].softmax(1), y))<1e-4
+    assert abs(a['T']-fit_temperature(a['z'][:30].softmax(1), y[:30]))>1e-3  # of half of the list it would be another
