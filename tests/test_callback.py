@@ -417,6 +417,9 @@ def test_save_and_load_keep_everything(tmp_path):
     back = OLSCallback.load(tmp_path/'a')
     for k in ('alpha','label_args','warmup','period','min_lam','n_trained','history','class_names'): assert getattr(back, k)==getattr(cb, k), k
     assert torch.equal(back.S, cb.S) and [o.name for o in tmp_path.iterdir()]==['a']
+    cb.labels.fell_back[2] = True
+    cb.save(tmp_path/'a')
+    assert OLSCallback.load(tmp_path/'a').labels.fell_back.tolist()==cb.labels.fell_back.tolist()
     assert OLSCallback.load(tmp_path/'a', alpha=.9, checkpoint='x').alpha==.9
 
 def test_save_and_load_with_top_k(tmp_path):

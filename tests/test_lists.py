@@ -212,7 +212,8 @@ def test_root_or_its_parent_and_missing_images(shapes, tmp_path):
 def test_absolute_names(shapes, tmp_path):
     a,v = (write(tmp_path/f'abs_{o}.csv', [(str(tmp_path/fn),l) for fn,l in pd.read_csv(shapes[o]).values]) for o in ('train','valid'))
     for root in (None,tmp_path): assert list_dls(a, v, root=root, bs=2, num_workers=0).one_batch()[0].shape==(2,3,224,224)
-    with pytest.raises((ValueError,FileNotFoundError), match='outside|under'): list_dls(a, v, root=tmp_path/'img/cyst/x', bs=2)
+    with pytest.raises((ValueError,FileNotFoundError), match='outside|under'): list_dls(a, v, root=tmp_path/'img/cyst', bs=2)
+    with pytest.raises(FileNotFoundError, match='no folder .*nowhere'): list_dls(a, v, root=tmp_path/'nowhere', bs=2)
 
 def test_case_is_taken_only_where_it_is_clear(shapes, tmp_path):
     df = read_lists(*shapes.values())
