@@ -239,7 +239,7 @@ def split_by_group(
     seed:int=42 # Of the draw
 )->pd.DataFrame: # `df` with the column `split`
     "Split by patients or other groups, stratified where possible. Raises `ValueError` for a row without a group"
-    if group not in df: raise ValueError(f"there is no column {group!r}: the columns are {', '.join(map(repr, df.columns))}")
+    if group not in df: raise ValueError(f"there is no column {group!r}: the columns are {', '.join(map(repr, df.columns))}; where nothing is known of patients, group='filename' draws image by image")
     if not (valid>0 and test>=0 and valid+test<1): raise ValueError(f"valid and test are shares that leave something to training, got {valid} and {test}")
     empty = df[group].isna() | (df[group].astype(str).str.strip()=='')
     if empty.any(): raise ValueError(f"{_where(df[empty].iloc[0])}{df.filename[empty].iloc[0]} has no {group}: fill it in, or give each such image a {group} of its own")

@@ -8,7 +8,7 @@ __all__ = ['paper_recipe', 'make_learner', 'train_run', 'mean_interval', 'seed_s
            'ols_compare']
 
 # %% ../nbs/12_experiment.ipynb #9865fbe2
-import argparse, hashlib, inspect, itertools, runpy, statistics, sys, time, warnings
+import argparse, hashlib, inspect, itertools, runpy, statistics, sys, time, traceback, warnings
 from contextlib import nullcontext
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
@@ -214,6 +214,13 @@ def _same_settings(fn, old, new):
     differ = [f"{k} was {old.get(k)!r} and is now {new.get(k)!r}" for k in {**new,**old} if old.get(k)!=new.get(k)]
     if differ: raise ValueError(f"{fn} was made with other settings ({'; '.join(differ)}): give another --out, or remove it")
 
+def _make(name, args):
+    "Loss and callback of a method, or an error that names it"
+    try: loss,cb = methods[name].make(**args)
+    except ValueError as e: raise ValueError(f"method {name}: {e}") from e
+    except Exception as e: raise ValueError(f"method {name} can't be made: {type(e).__name__}: {e}; `make` must give a loss and a callback or None") from e
+    return loss,cb
+
 class _Comparison:
     "A comparison's runs and what they share. Wrong arguments show here, before anything is read or trained"
     def __init__(self, out, specs, seeds, **shared):
@@ -221,7 +228,7 @@ class _Comparison:
         if not self.specs: raise ValueError(f"no method given: choose from {', '.join(methods)}")
         parsed = [parse_method(o) for o in self.specs]
         for name,args in parsed:
-            if not methods[name].needs_baseline: methods[name].make(**args)
+            if not methods[name].needs_baseline: _make(name, args)
         if len(set(map(str, parsed)))<len(parsed): raise ValueError(f"a method is given twice: {', '.join(self.specs)}")
         for k,v in dict(epochs=shared['epochs'], seeds=seeds, bs=shared['bs']).items():
             if v<1: raise ValueError(f"{k} must be at least 1, got {v}")
@@ -242,7 +249,10 @@ class _Comparison:
 
     @property
     def runs(self): return [(spec, seed) for seed in range(self.seeds) for spec in self.specs]
-    def settings(self, spec): return dict(self.shared, method_settings=parse_method(spec)[1])  # apart: both may have a momentum
+    def settings(self, spec):
+        name,args = parse_method(spec)
+        code = getattr(methods[name], 'code', None)  # of a file of the user's
+        return dict(self.shared, method_settings=args, **({'code': code} if code else {}))  # apart: both may have a momentum
     def file(self, kind, spec, seed): return self.out/kind/f"{spec.replace(':', '_')}-{seed}.{'pt' if kind=='unfinished' else 'safetensors'}"
 
     def finished(self, spec, seed):
@@ -550,9 +560,20 @@ def ols_compare(
     try: return _run(a, {o: getattr(a, o) for o in given}, console)
     except (ValueError, OSError, ImportError) as e:
         if a.debug: raise
+        if isinstance(e, OSError) and e.filename and e.strerror and not isinstance(e, FileNotFoundError): e = f"{e.filename}: {e.strerror}: is --out a folder that can be written to?"
         # an error in a worker process comes with its traceback as text
         print(f"ols_compare: {str(e).strip().splitlines()[-1] if 'Original Traceback' in str(e) else e}", file=sys.stderr)
         return 2
+
+def _run_file(fn):
+    "Run a file that adds to `methods`, and mark these with what it holds: results of another version of it are not taken for theirs"
+    before = dict(methods)
+    try: runpy.run_path(fn)
+    except Exception as e:
+        line = first(o.lineno for o in reversed(traceback.extract_tb(e.__traceback__)) if o.filename==fn)
+        raise ValueError(f"{fn}{f', line {line}' if line else ''}: {type(e).__name__}: {e}") from e
+    for k,m in methods.items():
+        if before.get(k) is not m: m.code = hashlib.sha256(Path(fn).read_bytes()).hexdigest()[:16]
 
 def _columns(s):
     "Arguments of `read_list` for two names or positions"
@@ -566,8 +587,7 @@ def _words(s): return [o.strip() for o in s.split(',') if o.strip()]
 def _run(a, lists, console):
     "What the command does with its parsed arguments"
     if a.methods_from:
-        try: runpy.run_path(a.methods_from)
-        except Exception as e: raise ValueError(f"{a.methods_from}: {type(e).__name__}: {e}") from e
+        _run_file(a.methods_from)
     lists.update(root=a.root, patient=a.patient, **_columns(a.columns))
     if a.data=='brain_regions': lists.update({o: brain_regions()/f'{o}.csv' for o in splits})
     if a.data=='radimagenet': lists.update(RadImageNet(a.root).lists)
@@ -602,6 +622,8 @@ def _folder(root, console):
     if 'split' not in df:
         df = split_by_group(df, 'filename')
         console.print(f"folder: {root} has no folders train, valid and test, so that images are drawn by themselves. Where several show one patient, give lists that keep them together", highlight=False, soft_wrap=True)
+    lost = sorted(set(df.label)-set(df.label[df['split']=='valid'])|set(df.label)-set(df.label[df['split']=='test']))
+    if lost: console.print(f"folder: too few images to validate or test {', '.join(lost[:10])}{' ...' if len(lost)>10 else ''}", highlight=False, soft_wrap=True)
     console.print('folder: '+', '.join(f'{int(n):,} images for {k}' for k,n in split_counts(df).images.items())+f", {df.label.nunique()} classes", highlight=False, soft_wrap=True)
     return df
 

@@ -8,7 +8,7 @@ __all__ = ['methods', 'SoftmaxLoss', 'FLSD53', 'DualFocal', 'MDCA', 'MbLS', 'Max
            'GeoLSCallback', 'Method', 'parse_method', 'method_title']
 
 # %% ../nbs/02_rivals.ipynb #21be9494
-import ast, inspect
+import ast, difflib, inspect
 from fastai.basics import *
 from fastai.callback.mixup import MixUp
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
@@ -320,7 +320,9 @@ def parse_method(
 )->tuple: # Name and settings, defaults included
     "Read a method's name and settings. Raises `ValueError` naming what can be chosen"
     name,_,args = spec.strip().partition(':')
-    if name not in methods: raise ValueError(f"unknown method {name!r}: choose from {', '.join(methods)}")
+    if name not in methods:
+        near = difflib.get_close_matches(name, methods, 1)
+        raise ValueError(f"unknown method {name!r}: {f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(methods)}")
     settings = dict(methods[name].defaults)
     for o in filter(None, args.split(':')):
         k,eq,v = o.partition('=')
