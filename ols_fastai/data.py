@@ -47,7 +47,7 @@ def read_list(
     filename:str|int='filename', # Column of the image's name; its position (from 0) in a file without a header
     label:str|int='label', # Column of its class, likewise
     header:bool=True, # Does the first line name the columns?
-    sep:str|None=None # What divides the columns, one of `_seps`; found from the first line if not given
+    sep:str|None=None # What divides the columns: comma, semicolon, tab or blank; found from the first line if not given
 )->pd.DataFrame: # Columns `filename` and `label` first, then any others, all as text; then `list` and `line`, where the row stood
     "Read a list of images. Raises `FileNotFoundError`, or `ValueError` naming the file and the line"
     fn = Path(fn)

@@ -221,6 +221,8 @@ def _make(name, args):
     except Exception as e: raise ValueError(f"method {name} can't be made: {type(e).__name__}: {e}; `make` must give a loss and a callback or None") from e
     return loss,cb
 
+_of_step = ('momentum','wd','milestones')  # settings of the schedule 'step' alone
+
 class _Comparison:
     "A comparison's runs and what they share. Wrong arguments show here, before anything is read or trained"
     def __init__(self, out, specs, seeds, **shared):
@@ -235,8 +237,7 @@ class _Comparison:
         if shared['schedule'] not in ('one_cycle','step'): raise ValueError(f"schedule must be 'one_cycle' or 'step', got {shared['schedule']!r}")
         if not shared['lr']>0: raise ValueError(f"lr must be above 0, got {shared['lr']}")
         model_name(shared['arch'])
-        of_step = ('momentum','wd','milestones')
-        self.shared = {k: list(v) if k=='milestones' else v for k,v in shared.items() if shared['schedule']=='step' or k not in of_step}
+        self.shared = {k: list(v) if k=='milestones' else v for k,v in shared.items() if shared['schedule']=='step' or k not in _of_step}
 
     def on(self, lists, mark):
         "Give it the images, from `_images`. Raises `ValueError` if its folder has runs that can't stand in one table with these"
@@ -547,7 +548,7 @@ def ols_compare(
 )->int: # Exit code: 0, or 2 for a mistake in the arguments or the data
     "The console command"
     p = _parser()
-    if p.parse_args(argv).recipe: p.set_defaults(**{_flags.get(k, k): ','.join(v) if k in _flags and is_listy(v) else v for k,(v,_) in paper_recipe.items() if k not in ('momentum','wd','milestones')})
+    if p.parse_args(argv).recipe: p.set_defaults(**{_flags.get(k, k): ','.join(v) if k in _flags and is_listy(v) else v for k,(v,_) in paper_recipe.items() if k not in _of_step})
     a = p.parse_args(argv)
     given = [o for o in ('train','valid','test') if getattr(a, o)]
     if a.workers is not None and a.workers<0: p.error(f'--workers must be 0 or more, got {a.workers}')
@@ -586,8 +587,7 @@ def _words(s): return [o.strip() for o in s.split(',') if o.strip()]
 
 def _run(a, lists, console):
     "What the command does with its parsed arguments"
-    if a.methods_from:
-        _run_file(a.methods_from)
+    if a.methods_from: _run_file(a.methods_from)
     lists.update(root=a.root, patient=a.patient, **_columns(a.columns))
     if a.data=='brain_regions': lists.update({o: brain_regions()/f'{o}.csv' for o in splits})
     if a.data=='radimagenet': lists.update(RadImageNet(a.root).lists)
@@ -595,10 +595,9 @@ def _run(a, lists, console):
     if a.folder: lists.update(train=_folder(a.folder, console), root=a.folder)
     out,archs = Path(a.out),_words(a.arch)
     if not archs: raise ValueError("no network given: --arch resnet50, for example")
-    own = {k: v for k,(v,_) in paper_recipe.items() if k in ('momentum','wd','milestones')} if a.recipe else {}
-    defaults = {k: inspect.signature(compare).parameters[k].default for k in ('momentum','wd','milestones')}
+    of_step = {k: paper_recipe[k][0] if a.recipe else inspect.signature(compare).parameters[k].default for k in _of_step}
     comparisons = {arch: _Comparison(out/model_name(arch) if len(archs)>1 else out, _words(a.methods), a.seeds, arch=arch, epochs=a.epochs, lr=a.lr, bs=a.bs, size=a.size, crop=a.crop, flip=a.flip,
-                                     n_per_class=a.n_per_class, pretrained=a.pretrained, schedule=a.schedule, **{**defaults, **own}) for arch in archs}
+                                     n_per_class=a.n_per_class, pretrained=a.pretrained, schedule=a.schedule, **of_step) for arch in archs}
     if a.check: lists['exclude'] = _check(lists, out, console)
     images = _images(**lists)
     for arch,c in comparisons.items(): console.print(f'{arch}: {plan_text(c.on(*images).plan(3, a.workers))}', highlight=False, soft_wrap=True)
