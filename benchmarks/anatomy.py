@@ -12,10 +12,10 @@ import sys, warnings
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from scipy.stats import false_discovery_control, rankdata, t
-from ols_fastai.files import load_tensors, write_csv
-from ols_fastai.data import sample_per_class
-from ols_fastai.datasets import atlas_files, brain_regions, load_volume, region_voxels
-from ols_fastai.report import versions
+from ols_fastai.core import load_tensors, write_csv
+from ols_fastai.data.lists import sample_per_class
+from ols_fastai.data.datasets import atlas_files, brain_regions, load_volume, region_voxels
+from ols_fastai.core import package_versions
 
 here = Path(__file__).parent
 seeds,n_boot,n_perm = 5,1000,4999
@@ -168,7 +168,7 @@ def by_region(agree, found, perms, regions, centre):
         best = M.argmax(1)
         p = (1+(null>=rho.mean(0)).sum(0))/(1+len(perms))
         out.update(distance_low=rho.mean(0)-half, distance_high=rho.mean(0)+half, chance_high=np.quantile(null, .975, axis=0), p=p, p_fdr=false_discovery_control(p),
-                   near=(M*agree.touch).sum(1)/M.sum(1), most_alike=[regions[o] for o in best], probability=M.max(1), touches=agree.touch[range(agree.K),best].astype(bool))
+                   near=(M*agree.touch).sum(1)/M.sum(1), most_similar=[regions[o] for o in best], probability=M.max(1), touches=agree.touch[range(agree.K),best].astype(bool))
     return pd.DataFrame(out)
 
 if __name__=='__main__':
@@ -180,7 +180,7 @@ if __name__=='__main__':
     rng = np.random.default_rng(0)
     perms = [rng.permutation(agree.K) for _ in range(n_perm)]
     found = matrices(folder, regions)
-    made = dict(versions=str(versions()))
+    made = dict(versions=str(package_versions()))
     df = overall(agree, found, perms).assign(seeds=seeds, **made)
     write_csv(df, here/'anatomy.csv')
     write_csv(by_region(agree, found, perms, regions, centre).assign(**made), here/'anatomy_regions.csv')

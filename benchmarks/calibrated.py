@@ -8,13 +8,13 @@ benchmarks/runs/ (not committed), so that the script goes on where it was stoppe
 import sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from ols_fastai.calibration import calibration_row, nll
-from ols_fastai.files import load_tensors, write_csv
-from ols_fastai.data import sample_per_class
-from ols_fastai.datasets import brain_regions
-from ols_fastai.experiment import compare
-from ols_fastai.report import versions
-from ols_fastai.posthoc import apply_temperature, entropy_temperature, fit_entropy_temperature, fit_temperature
+from ols_fastai.calibration.metrics import summary_metrics, nll
+from ols_fastai.core import load_tensors, write_csv
+from ols_fastai.data.lists import sample_per_class
+from ols_fastai.data.datasets import brain_regions
+from ols_fastai.compare.comparison import compare
+from ols_fastai.core import package_versions
+from ols_fastai.calibration.scaling import apply_temperature, entropy_temperature, fit_entropy_temperature, fit_temperature
 
 here = Path(__file__).parent
 tuned = dict(LS=[f'ls:eps={o}' for o in (.01,.03,.05,.1,.2)], OLS=[f'ols:alpha={o}' for o in (.1,.3,.5,.7,.9)])
@@ -48,16 +48,16 @@ def table(out):
             t = load(spec)
             valid,test = (t['valid_preds'],t['valid_targs']),t['preds']
             for name,T in (('',1.), (' + TS',fit_temperature(*valid)), (' + entropy TS',entropy_temperature(test, *fit_entropy_temperature(*valid)))):
-                rows.append(dict(method=method+name, seed=seed, spec=spec, T=float(torch.as_tensor(T).mean()), **calibration_row(apply_temperature(test, T), t['targs'])))
+                rows.append(dict(method=method+name, seed=seed, spec=spec, T=float(torch.as_tensor(T).mean()), **summary_metrics(apply_temperature(test, T), t['targs'])))
         best = {k: min(v, key=lambda o: nll(*(load(o)[p] for p in ('valid_preds','valid_targs')))) for k,v in tuned.items()}
         for name,spec in dict(hard='hard', LS='ls:eps=0.1', **{'LS tuned': best['LS']}, OLS='ols:alpha=0.5', **{'OLS tuned': best['OLS'], 'OLS auto': 'ols_auto'}).items():
             add(name, spec)
-    return pd.DataFrame(rows).assign(versions=str(versions()))
+    return pd.DataFrame(rows).assign(versions=str(package_versions()))
 
 if __name__=='__main__':
     data = sys.argv[1]
     out = here/'runs'/data
-    compare(**lists(data, *sys.argv[2:]), out=out, specs=['hard','ols_auto',*tuned['OLS'],*tuned['LS']], seeds=seeds, num_workers=0)
+    compare(**lists(data, *sys.argv[2:]), out=out, methods=['hard','ols_auto',*tuned['OLS'],*tuned['LS']], seeds=seeds, num_workers=0)
     df = table(out)
     write_csv(df, here/f'calibrated_{data}.csv')
     print(df.groupby('method', sort=False).mean(numeric_only=True).round(4).to_string())

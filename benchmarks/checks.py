@@ -9,7 +9,7 @@ import csv, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
-from ols_fastai.checks import check_images
+from ols_fastai.data.checks import check_images
 
 n,size,rounds = 50_000,64,2
 
@@ -31,7 +31,7 @@ def each(f, path, names, threads):
     with ThreadPoolExecutor(threads) as pool: return sum(pool.map(lambda part: len([f(f'{path}/{o}') for o in part]), parts))
 
 def main():
-    from ols_fastai.report import versions
+    from ols_fastai.core import package_versions
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp); df = make(path); names = df.filename.tolist()
@@ -48,7 +48,7 @@ def main():
     for (way,t),o in took.items():
         best,cpu = (min(x) for x in zip(*o))
         limit,limit_cpu = (min(x) for x in zip(*took['limit: read and decode',t]))
-        rows.append(dict(way=way, threads=t, images=n, images_per_s=round(n/best), of_limit=round(limit/best, 3), cpu_us_per_image=round(1e6*cpu/n, 1), cpu_of_limit=round(limit_cpu/cpu, 3), versions=versions()))
+        rows.append(dict(way=way, threads=t, images=n, images_per_s=round(n/best), of_limit=round(limit/best, 3), cpu_us_per_image=round(1e6*cpu/n, 1), cpu_of_limit=round(limit_cpu/cpu, 3), versions=package_versions()))
     with Path(__file__).with_suffix('.csv').open('w', newline='') as f: w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
 
 if __name__=='__main__': main()

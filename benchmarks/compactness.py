@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.basics import Learner, noop
 from fastai.callback.progress import ProgressCallback
-from ols_fastai.files import load_tensors, write_csv
-from ols_fastai.data import list_dls
-from ols_fastai.experiment import compare
-from ols_fastai.report import versions
-from ols_fastai.interpretation import feature_stats, penultimate
-from ols_fastai.models import create_model
+from ols_fastai.core import load_tensors, write_csv
+from ols_fastai.data.loaders import image_dls
+from ols_fastai.compare.comparison import compare
+from ols_fastai.core import package_versions
+from ols_fastai.calibration.features import feature_stats, penultimate_features
+from ols_fastai.train.models import create_model
 from paper import default, folder, nets, regimes, seeds
 from sklearn.manifold import TSNE
 
@@ -27,7 +27,7 @@ n_classes,n_images = 8,25               # on the map, at most; images a class
 def run(mednist, *archs):
     for n in range(1, seeds+1):  # seed by seed, so that what is there at any time is a whole comparison of fewer seeds
         for data,args in regimes(mednist).items():
-            for arch in archs or nets: compare(**args, arch=arch, out=folder(data, arch), specs=list(default.values()), seeds=n)
+            for arch in archs or nets: compare(**args, arch=arch, out=folder(data, arch), methods=list(default.values()), seeds=n)
 
 def file(data, arch, spec, seed, kind='runs'): return folder(data, arch)/kind/f"{spec.replace(':', '_')}-{seed}.safetensors"
 
@@ -42,7 +42,7 @@ def features(dls, data, arch, spec, seed):
     learn = Learner(dls, create_model(arch, len(dls.vocab)))
     learn.remove_cb(ProgressCallback); learn.logger,learn.create_mbar = noop,False
     learn.model.load_state_dict(load_tensors(file(data, arch, spec, seed, 'models'))[0])
-    x,y,head = penultimate(learn, ds_idx=2)
+    x,y,head = penultimate_features(learn, ds_idx=2)
     far = (head(x).softmax(1)-t['preds']).abs().max().item()
     if far>1e-4 or not y.equal(t['targs']): raise ValueError(f"{file(data, arch, spec, seed, 'models')}: the predictions are not those of the run, they differ by up to {far:.2g}")
     return x.numpy(), y.numpy(), 100*(t['preds'].argmax(1)!=t['targs']).double().mean().item()
@@ -68,14 +68,14 @@ def measured(x, y, vocab, row, on_map=False):
 def table(mednist):
     all_args,rows,places = regimes(mednist),[],[]
     for data,args in all_args.items():
-        dls = list_dls(args['train'], args['valid'], args['test'], root=args.get('root', Path(args['train']).parent), size=args['size'], bs=args.get('bs', 64), num_workers=0)
+        dls = image_dls(args['train'], args['valid'], args['test'], root=args.get('root', Path(args['train']).parent), size=args['size'], bs=args.get('bs', 64), num_workers=0)
         for seed in complete(all_args):
             for arch in nets:
                 for method,spec in default.items():
                     x,y,error = features(dls, data, arch, spec, seed)
                     row,points = measured(x, y, dls.vocab, {'data':data, 'arch':arch, 'method':method, 'spec':spec, 'seed':seed, 'Top-1 error %':error}, dict(arch=arch, seed=seed)==shown)
                     rows.append(row); places += points
-    return [pd.DataFrame(o).assign(versions=str(versions())) for o in (rows,places)]
+    return [pd.DataFrame(o).assign(versions=str(package_versions())) for o in (rows,places)]
 
 if __name__=='__main__':
     if sys.argv[1]=='run': run(*sys.argv[2:])

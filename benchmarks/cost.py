@@ -15,20 +15,20 @@ here = Path(__file__).parent
 rounds,repeats = 5,3
 
 def lists():
-    from ols_fastai.data import list_dls
-    from ols_fastai.datasets import brain_regions
+    from ols_fastai.data.loaders import image_dls
+    from ols_fastai.data.datasets import brain_regions
     src = brain_regions()
-    return list_dls(src/'train.csv', src/'valid.csv', src/'test.csv', size=32, n_per_class=20, seed=0, num_workers=0)
+    return image_dls(src/'train.csv', src/'valid.csv', src/'test.csv', size=32, n_per_class=20, seed=0, num_workers=0)
 
 def learner(dls, spec, baseline=None):
     "A silent learner with fresh weights"
     from fastai.basics import Learner, L, noop
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.progress import ProgressCallback
-    from ols_fastai.models import create_model
-    from ols_fastai.rivals import methods
+    from ols_fastai.train.models import create_model
+    from ols_fastai.train.methods import METHODS
     torch.manual_seed(0)
-    m = methods[spec]
+    m = METHODS[spec]
     loss,cb = m.make(**({'baseline': baseline} if m.needs_baseline else {}))
     learn = Learner(dls, create_model('small_cnn', len(dls.vocab)), loss_func=loss, cbs=[ChannelsLast(), *L(cb)])
     learn.remove_cb(ProgressCallback); learn.logger,learn.create_mbar = noop,False
@@ -36,11 +36,11 @@ def learner(dls, spec, baseline=None):
 
 def seconds(todo):
     "For each round of `todo` its number, and what each method took"
-    from ols_fastai.rivals import methods
+    from ols_fastai.train.methods import METHODS
     dls = lists()
     base = learner(dls, 'hard')
     base.fit(1, 1e-3)
-    learners = {o: learner(dls, o, base) for o in methods}
+    learners = {o: learner(dls, o, base) for o in METHODS}
     for r in (0,*todo):
         took = {}
         for name,learn in learners.items():
@@ -51,10 +51,10 @@ def seconds(todo):
 
 def peak(spec):
     "Peak of this process's resident memory in MiB"
-    from ols_fastai.rivals import methods
+    from ols_fastai.train.methods import METHODS
     dls = lists()
     base = None
-    if methods[spec].needs_baseline:
+    if METHODS[spec].needs_baseline:
         base = learner(dls, 'hard')
         base.fit(1, 1e-3)
     learner(dls, spec, base).fit(1, 1e-3)
@@ -62,9 +62,9 @@ def peak(spec):
 
 def memory(todo):
     "For each repeat of `todo` its number, and each method's peak in MiB"
-    from ols_fastai.rivals import methods
+    from ols_fastai.train.methods import METHODS
     for r in todo:
-        outs = {o: subprocess.run([sys.executable, '-W', 'ignore', __file__, 'peak', o], capture_output=True, text=True, check=True).stdout for o in methods}
+        outs = {o: subprocess.run([sys.executable, '-W', 'ignore', __file__, 'peak', o], capture_output=True, text=True, check=True).stdout for o in METHODS}
         yield r,{k: float(v.split('PEAK')[1]) for k,v in outs.items()}
 
 parts = {'seconds': ('seconds',rounds,seconds), 'memory': ('peak MiB',repeats,memory)}
@@ -83,11 +83,11 @@ if __name__=='__main__':
     torch.set_num_threads(1)
     if sys.argv[1:2]==['peak']: print('PEAK', peak(sys.argv[2]))
     else:
-        from ols_fastai.files import write_csv
-        from ols_fastai.report import versions
-        from ols_fastai.rivals import methods
+        from ols_fastai.core import write_csv
+        from ols_fastai.core import package_versions
+        from ols_fastai.train.methods import METHODS
         fn = here/'cost.csv'
         df = pd.read_csv(fn) if fn.exists() else pd.DataFrame(columns=['method','what','repeat','value','ratio','versions'])
         for part in sys.argv[1:] or parts:
-            for more in go_on(df, *parts[part], str(versions()), methods): write_csv(df := more, fn)
+            for more in go_on(df, *parts[part], str(package_versions()), methods): write_csv(df := more, fn)
         print(df.groupby(['what','method'], sort=False)[['value','ratio']].agg(['median','min','max']).round(3).to_string())

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2, numpy as np, PIL, torch, torchvision
 from torchvision.transforms import v2
 from fastai.vision.all import CategoryBlock, DataBlock, Flip, ImageBlock, Normalize, Resize, imagenet_stats, parent_label
-from ols_fastai.report import versions
-from ols_fastai.images import CVImageBlock, CVResize, one_cv_thread
+from ols_fastai.core import package_versions
+from ols_fastai.data.images import CVImageBlock, CVResize, _one_cv_thread
 
 size,bs,n_files,n_images,rounds = 224,64,32,256,3
 flags = cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR
@@ -48,7 +48,7 @@ def bare(fns):
 
 def limit(fns, workers):
     if not workers: return bare(fns)
-    with multiprocessing.get_context('fork').Pool(workers, one_cv_thread) as pool:
+    with multiprocessing.get_context('fork').Pool(workers, _one_cv_thread) as pool:
         pool.map(bare, [fns[i:i+bs] for i in range(0, len(fns), bs)], chunksize=1)
         pool.close(); pool.join()
 
@@ -79,7 +79,7 @@ def measure(fns, side, ext, workers):
 def main():
     cv2.setNumThreads(0); torch.set_num_threads(1)
     out = Path(__file__).with_suffix('.csv')
-    v = {**versions(), 'cv2': cv2.__version__, 'PIL': PIL.__version__, 'torchvision': torchvision.__version__}
+    v = {**package_versions(), 'cv2': cv2.__version__, 'PIL': PIL.__version__, 'torchvision': torchvision.__version__}
     fields = ['source','format','channels','workers','way','images_per_s','cpu_ms','of_limit','of_limit_cpu','over_fastai','over_fastai_cpu','rounds','versions']
     with out.open('w', newline='') as f, tempfile.TemporaryDirectory() as tmp:
         w = csv.DictWriter(f, fields); w.writeheader()

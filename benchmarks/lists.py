@@ -37,8 +37,8 @@ def make(path):
     (path/'made').touch()
 
 def ours(path, **kwargs):
-    from ols_fastai.data import list_dls
-    return list_dls(*[path/f'RadiologyAI_{o}.csv' for o in ('train','val','test')], root=path, size=64, bs=bs, num_workers=2, device='cpu', **kwargs)
+    from ols_fastai.data.loaders import image_dls
+    return image_dls(*[path/f'RadiologyAI_{o}.csv' for o in ('train','val','test')], root=path, size=64, bs=bs, num_workers=2, device='cpu', **kwargs)
 
 def fastais(path):
     import pandas as pd
@@ -47,11 +47,12 @@ def fastais(path):
     return ImageDataLoaders.from_df(df, path, fn_col='filename', label_col='label', valid_col='is_valid', item_tfms=Resize(64), bs=bs, num_workers=2, device='cpu')
 
 def short(path):
-    from ols_fastai.data import list_dls, read_lists
+    from ols_fastai.data.loaders import image_dls
+    from ols_fastai.data.lists import read_lists
     df = read_lists(*[path/f'RadiologyAI_{o}.csv' for o in ('train','val')])
-    return list_dls(df.groupby('label').head(600), root=path, size=64, bs=bs, num_workers=2, device='cpu', complete=False)
+    return image_dls(df.groupby('label').head(600), root=path, size=64, bs=bs, num_workers=2, device='cpu', complete=False)
 
-ways = {'list_dls': ours, 'list_dls, complete=False': lambda o: ours(o, complete=False), 'fastai from_df': fastais, 'list_dls of a short list': short}
+ways = {'image_dls': ours, 'image_dls, complete=False': lambda o: ours(o, complete=False), 'fastai from_df': fastais, 'image_dls of a short list': short}
 
 def rss(): return int(open('/proc/self/statm').read().split()[1])*4096/1e6
 
@@ -91,12 +92,12 @@ def main(path):
             r = subprocess.run([sys.executable, '-W', 'ignore', __file__, 'run', way, str(path)], capture_output=True, text=True)
             if 'RESULT' not in r.stdout: sys.exit(r.stdout+r.stderr)
             got[way].append([float(o) for o in r.stdout.split('RESULT')[1].split()]); print(way, got[way][-1], flush=True)
-    from ols_fastai.report import versions
+    from ols_fastai.core import package_versions
     rows = []
     for way,o in got.items():
         n,imports,ready,cpu,now,peak,first,uss = zip(*o)
         rows.append(dict(way=way, train_rows=int(n[0]), ready_s=round(min(ready), 2), ready_s_highest=round(max(ready), 2), ready_cpu_s=round(min(cpu), 2), imports_MB=round(max(imports)), ready_MB=round(max(now)), peak_MB=round(max(peak)),
-                         epoch_start_s=round(min(first), 2), per_worker_MB=round(max(uss)), versions=versions()))
+                         epoch_start_s=round(min(first), 2), per_worker_MB=round(max(uss)), versions=package_versions()))
     with Path(__file__).with_suffix('.csv').open('w', newline='') as f: w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
 
 if __name__=='__main__':

@@ -16,7 +16,7 @@ def train(way):
     from fastai.basics import DataLoader, DataLoaders, Learner, SGD, nn, noop
     from fastai.callback.progress import ProgressCallback
     from fastai.losses import CrossEntropyLossFlat
-    from ols_fastai.callback import OLSCallback
+    from ols_fastai.train.ols import OLSCallback
     K = 21_841
     ds = TensorDataset(torch.randn(6*64, 32), torch.randint(0, K, (6*64,)))
     learn = Learner(DataLoaders(DataLoader(ds, bs=64, num_workers=0), DataLoader(ds, bs=64, num_workers=0), device='cpu'), nn.Linear(32, K), loss_func=CrossEntropyLossFlat(), opt_func=SGD)
@@ -27,10 +27,10 @@ def train(way):
     print('RESULT', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024**2, held/1024**3)
 
 def write(fn, rows):
-    from ols_fastai.report import versions
+    from ols_fastai.core import package_versions
     with (here/fn).open('w', newline='') as f:
         w = csv.DictWriter(f, [*rows[0], 'versions']); w.writeheader()
-        for o in rows: w.writerow({**o, 'versions': versions()}); print(o)
+        for o in rows: w.writerow({**o, 'versions': package_versions()}); print(o)
 
 def memory():
     rows,base = [],None
@@ -42,8 +42,8 @@ def memory():
     write('memory.csv', rows)
 
 def loss_error():
-    from ols_fastai.files import load_tensors
-    from ols_fastai.soft_labels import SoftLabels, soft_cross_entropy
+    from ols_fastai.core import load_tensors
+    from ols_fastai.train.soft_labels import SoftLabels, soft_cross_entropy
     t,_ = load_tensors(here.parent/'demo/runs/ols-0.safetensors')
     logp,y,S = t['preds'].clamp(min=1e-30).log(),t['targs'],t['S']
     full,rows = soft_cross_entropy(logp, S[y], reduction='none'),[]

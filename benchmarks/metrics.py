@@ -1,11 +1,11 @@
-"""What the measures of ols_fastai.calibration take at the size of RadImageNet, and against others on the same arrays.
+"""What the measures of ols_fastai.calibration.metrics take at the size of RadImageNet, and against others on the same arrays.
 
     nice python benchmarks/metrics.py          # 2 minutes on an idle core; writes benchmarks/metrics.csv
     nice python benchmarks/metrics.py peers    # that table again, the others as they were
 
 Three tables in one file (column `what`), each of them in a process of its own. Seconds are of processor time of one thread, which others at work on the machine do not change much.
 scale      1.35 M x 165 fp32 predictions: every measure, the predictions read once (`sample_stats`) and read anew by each measure; seconds, and peak resident memory over that with the predictions loaded.
-bootstrap  1,000 draws of 100,000 x 165: `calibration_row` by sample, by patient, paired, and with every measure that works on `SampleStats`.
+bootstrap  1,000 draws of 100,000 x 165: `summary_metrics` by sample, by patient, paired, and with every measure that works on `SampleStats`.
 peers      100,000 x 165: seconds (best of 5, checks of the input included on both sides), ratio of theirs to ours, difference of the figures. Definitions are the same but for: a bin holds its upper edge here
            and in scikit-learn, its lower one in torchmetrics and netcal, which these predictions do not meet; torchmetrics adds in fp32; relplot finds the width in steps of 0.001.
            scikit-learn's `log_loss` gets fp64, since it cuts fp32 off at 1e-7 (and fp64 at 2e-16, we at 1e-38; these predictions have none so small). scikit-learn's bins, netcal's adaptive bins and relplot take the confidence and whether it is right, which then is part of their time.
@@ -14,12 +14,13 @@ import csv, json, os, resource, subprocess, sys, time, warnings
 from pathlib import Path
 os.environ['OMP_NUM_THREADS'] = '1'  # before torch
 import numpy as np, torch
-from ols_fastai.calibration import *
+from ols_fastai.calibration.metrics import *
+from ols_fastai.calibration.resampling import *
 
 here,K = Path(__file__).parent,165
 BINNED = [ece, adaptive_ece, mce, rms_ce, debiased_ce]
 PLAIN  = [nll, brier, top_k_error, top_5_error, mean_confidence, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
-WHOLE  = [classwise_ece, brier_parts]
+WHOLE  = [classwise_ece, brier_decomposition]
 
 def made(N, seed=0):
     "Predictions of an over-confident network, right in 70 %, made in blocks so that the peak of memory is theirs"
@@ -36,7 +37,7 @@ def took(f, n=1):
 def scale():
     p,t = made(N:=1_350_000)
     start = peak()
-    def once(): s = sample_stats(p, t); return [f(s) for f in BINNED+PLAIN+WHOLE+[reliability,risk_coverage,calibration_row,consistency_band]]
+    def once(): s = sample_stats(p, t); return [f(s) for f in BINNED+PLAIN+WHOLE+[reliability,risk_coverage,summary_metrics,consistency_band]]
     _,secs = took(once)
     yield dict(name='all measures, read once', N=N, seconds=secs, peak_over_input_GiB=peak()-start)
     _,secs = took(lambda: sample_stats(p, t))
@@ -47,8 +48,8 @@ def scale():
 def boot():
     p,t = made(N:=100_000)
     q,groups = (p+1e-6).log().mul(.7).softmax(1),np.arange(N)//10
-    for name,f in {'calibration_row': lambda: bootstrap(calibration_row, p, t), 'calibration_row, 10,000 patients': lambda: bootstrap(calibration_row, p, t, groups=groups),
-                   'calibration_row, paired': lambda: paired_bootstrap(calibration_row, p, q, t), f'{len(BINNED+PLAIN)} measures': lambda: bootstrap(BINNED+PLAIN, p, t)}.items():
+    for name,f in {'summary_metrics': lambda: bootstrap(summary_metrics, p, t), 'summary_metrics, 10,000 patients': lambda: bootstrap(summary_metrics, p, t, groups=groups),
+                   'summary_metrics, paired': lambda: paired_bootstrap(summary_metrics, p, q, t), f'{len(BINNED+PLAIN)} measures': lambda: bootstrap(BINNED+PLAIN, p, t)}.items():
         _,secs = took(f)
         yield dict(name=f'1,000 draws of {name}', N=N, seconds=secs)
 

@@ -9,13 +9,13 @@ Label smoothing, Tf-KD and OLS get the same budget of three settings; tuned is t
 import sys
 from pathlib import Path
 import pandas as pd, torch
-from ols_fastai.calibration import calibration_row, nll
-from ols_fastai.files import load_tensors, write_csv
-from ols_fastai.data import sample_per_class
-from ols_fastai.datasets import brain_regions
-from ols_fastai.experiment import compare
-from ols_fastai.report import versions
-from ols_fastai.posthoc import apply_temperature, entropy_temperature, fit_entropy_temperature, fit_temperature
+from ols_fastai.calibration.metrics import summary_metrics, nll
+from ols_fastai.core import load_tensors, write_csv
+from ols_fastai.data.lists import sample_per_class
+from ols_fastai.data.datasets import brain_regions
+from ols_fastai.compare.comparison import compare
+from ols_fastai.core import package_versions
+from ols_fastai.calibration.scaling import apply_temperature, entropy_temperature, fit_entropy_temperature, fit_temperature
 
 here = Path(__file__).parent
 nets = ['small_resnet','small_mobilenet','small_vgg']
@@ -40,7 +40,7 @@ def folder(data, arch): return here/'runs'/'paper'/f'{data}-{arch}'
 def run(mednist, *archs):
     for n in range(1, seeds+1):  # seed by seed, so that what is there at any time is a whole comparison of fewer seeds
         for data,args in regimes(mednist).items():
-            for arch in archs or nets: compare(**args, arch=arch, out=folder(data, arch), specs=['hard', *sum(grid.values(), [])], seeds=n)
+            for arch in archs or nets: compare(**args, arch=arch, out=folder(data, arch), methods=['hard', *sum(grid.values(), [])], seeds=n)
 
 def rows(out, seed):
     "The methods of one network and seed, as trained, after one temperature, and after one by entropy"
@@ -50,7 +50,7 @@ def rows(out, seed):
         t,info = load(spec)
         valid = t['valid_preds'],t['valid_targs']
         for scaled,T in (('no',1.), ('temperature',fit_temperature(*valid)), ('entropy',entropy_temperature(t['preds'], *fit_entropy_temperature(*valid)))):
-            yield dict(method=method, spec=spec, seed=seed, scaled=scaled, T=float(torch.as_tensor(T).mean()), **calibration_row(apply_temperature(t['preds'], T), t['targs']), seconds=info['seconds'])
+            yield dict(method=method, spec=spec, seed=seed, scaled=scaled, T=float(torch.as_tensor(T).mean()), **summary_metrics(apply_temperature(t['preds'], T), t['targs']), seconds=info['seconds'])
 
 def table():
     n = 1+3*len(grid)
@@ -59,7 +59,7 @@ def table():
         data,arch = fn.name.split('-')
         done = [o for o in range(seeds) if len(list((fn/'runs').glob(f'*-{o}.safetensors')))==n]
         out += [dict(data=data, arch=arch, **r) for seed in done for r in rows(fn, seed)]
-    return pd.DataFrame(out).assign(versions=str(versions()))
+    return pd.DataFrame(out).assign(versions=str(package_versions()))
 
 if __name__=='__main__':
     if sys.argv[1]=='run': run(*sys.argv[2:])

@@ -13,10 +13,10 @@ from torch.utils.data import TensorDataset
 from fastai.basics import *
 from fastai.callback.progress import ProgressCallback
 from fastai.losses import CrossEntropyLossFlat
-from ols_fastai.callback import OLSCallback
-from ols_fastai.report import versions
-from ols_fastai.models import create_model
-from ols_fastai.soft_labels import SoftLabels, soft_cross_entropy
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.core import package_versions
+from ols_fastai.train.models import create_model
+from ols_fastai.train.soft_labels import SoftLabels, soft_cross_entropy
 
 rounds = 15
 
@@ -99,7 +99,7 @@ def main():
     out = Path(__file__).with_suffix('.csv')
     with out.open('w', newline='') as f:
         w = csv.DictWriter(f, [*rows[0], 'versions']); w.writeheader()
-        for o in rows: w.writerow({**o, 'versions': versions()})
+        for o in rows: w.writerow({**o, 'versions': package_versions()})
     print(out)
 
 if __name__=='__main__': main()

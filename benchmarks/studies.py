@@ -9,15 +9,15 @@ networks take the same number of steps. Validation (for the temperature) and tes
 import sys
 from pathlib import Path
 import numpy as np, pandas as pd
-from ols_fastai.calibration import calibration_row
-from ols_fastai.callback import OLSCallback
-from ols_fastai.files import load_tensors, write_csv
-from ols_fastai.data import sample_per_class
-from ols_fastai.datasets import brain_regions
-from ols_fastai.experiment import compare
-from ols_fastai.report import versions
-from ols_fastai.posthoc import apply_temperature, fit_temperature
-from ols_fastai.rivals import Method, methods
+from ols_fastai.calibration.metrics import summary_metrics
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.core import load_tensors, write_csv
+from ols_fastai.data.lists import sample_per_class
+from ols_fastai.data.datasets import brain_regions
+from ols_fastai.compare.comparison import compare
+from ols_fastai.core import package_versions
+from ols_fastai.calibration.scaling import apply_temperature, fit_temperature
+from ols_fastai.train.methods import Method, METHODS
 from fastai.losses import CrossEntropyLossFlat
 from anatomy import borders, left_atlas
 from calibrated import noisy
@@ -62,11 +62,11 @@ def folder(labels, n): return runs/f'{labels}-{n}'
 
 def run(seeds, which=studies):
     runs.mkdir(parents=True, exist_ok=True)
-    methods['ols_every'] = Method('OLS, new soft labels every so many batches', _every, 'this script: the registered `ols` renews once an epoch')
+    METHODS['ols_every'] = Method('OLS, new soft labels every so many batches', _every, 'this script: the registered `ols` renews once an epoch')
     src = brain_regions()
     for settings in which.values():
-        for labels,n,specs in settings.values():
-            compare(train=train_list(labels), valid=src/'valid.csv', test=src/'test.csv', root=src, out=folder(labels, n), specs=list(specs.values()), arch='small_cnn', size=32,
+        for labels,n,methods in settings.values():
+            compare(train=train_list(labels), valid=src/'valid.csv', test=src/'test.csv', root=src, out=folder(labels, n), methods=list(methods.values()), arch='small_cnn', size=32,
                     n_per_class=n, epochs=8*40//n, seeds=seeds, num_workers=0)
 
 def wrong(labels, n, seed):
@@ -75,18 +75,18 @@ def wrong(labels, n, seed):
     df = sample_per_class(pd.read_csv(train_list(labels)), n, seed)
     return (df.label.to_numpy()!=right[df.filename].to_numpy()).mean()
 
-def rows(study, setting, labels, n, specs):
+def rows(study, setting, labels, n, methods):
     "The runs of a setting, of the seeds that are there for all its methods; as trained and after temperature scaling"
     def fn(spec, seed): return folder(labels, n)/'runs'/f"{spec.replace(':', '_')}-{seed}.safetensors"
     for seed in range(5):
-        if not all(fn(o, seed).exists() for o in specs.values()): continue
-        for method,spec in specs.items():
+        if not all(fn(o, seed).exists() for o in methods.values()): continue
+        for method,spec in methods.items():
             t,info = load_tensors(fn(spec, seed))
             T = fit_temperature(t['valid_preds'], t['valid_targs'])
             kept = t['S'].diagonal().mean().item() if 'S' in t else np.nan
             for scaled,preds in (('no',t['preds']),('temperature',apply_temperature(t['preds'], T))):
                 yield dict(study=study, setting=setting, method=method, spec=spec, labels=labels, n_per_class=n, epochs=info['settings']['epochs'], seed=seed, wrong=wrong(labels, n, seed),
-                           scaled=scaled, T=T, **calibration_row(preds, t['targs']), S_diagonal=kept)
+                           scaled=scaled, T=T, **summary_metrics(preds, t['targs']), S_diagonal=kept)
 
 def table():
     df = pd.DataFrame([r for study,settings in studies.items() for k,v in settings.items() for r in rows(study, k, *v)])
@@ -94,7 +94,7 @@ def table():
     df = df[df.groupby(['study','setting']).seed.transform('nunique')>=3]
     settings = df.groupby('study').setting.transform('nunique')
     df = df[(df.groupby(['study','seed']).setting.transform('nunique')==settings) & (settings>1)]
-    return df.assign(versions=str(versions()))
+    return df.assign(versions=str(package_versions()))
 
 if __name__=='__main__':
     if sys.argv[1]=='run':

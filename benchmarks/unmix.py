@@ -6,10 +6,10 @@
 import sys
 from pathlib import Path
 import pandas as pd, torch
-from ols_fastai.calibration import calibration_row
-from ols_fastai.files import load_tensors, write_csv
-from ols_fastai.report import versions
-from ols_fastai.posthoc import apply_temperature, fit_temperature
+from ols_fastai.calibration.metrics import summary_metrics
+from ols_fastai.core import load_tensors, write_csv
+from ols_fastai.core import package_versions
+from ols_fastai.calibration.scaling import apply_temperature, fit_temperature
 
 def em(p, T, n):
     pi = p
@@ -33,7 +33,7 @@ for folder in map(Path, sys.argv[1:]):
             valid,test = (f(t[o].double()) for o in ('valid_preds','preds'))
             temp = fit_temperature(valid, t['valid_targs'])
             for scaled,p in (('no',test),('temperature',apply_temperature(test, temp))):
-                rows.append(dict(data=folder.name, way=name, scaled=scaled, seed=info['seed'], **calibration_row(p, t['targs'])))
-df = pd.DataFrame(rows).assign(versions=str(versions()))
+                rows.append(dict(data=folder.name, way=name, scaled=scaled, seed=info['seed'], **summary_metrics(p, t['targs'])))
+df = pd.DataFrame(rows).assign(versions=str(package_versions()))
 write_csv(df, Path(__file__).parent/'unmix.csv')
 print(df.groupby(['data','way','scaled'], sort=False)[['Top-1 error %','Top-5 error %','NLL','ECE (15 bins)']].mean().round(4).to_string())

@@ -25,6 +25,8 @@ def exported_module(nb):
     m = first_match(r'^#\|\s*default_exp\s+(\S+)', nb)
     return m and f'{pkg}.{m}'
 
+def short_name(mod): return mod.removeprefix(f'{pkg}.')
+
 def first_match(pat, nb): return next((m[1] for c in nb.cells if c.cell_type=='code' and (m := re.search(pat, c.source, re.M))), None)
 
 def page(nb, names):
@@ -127,7 +129,7 @@ def write_sources(src):
         fn.parent.mkdir(parents=True, exist_ok=True)
         fn.write_bytes(text if isinstance(text, bytes) else text.encode())
     for fn,nb in nbs.items(): write(src/fn.relative_to(root), nbformat.writes(page(nb, names)))
-    for mod,text in pages.items(): write(src/f'reference/{mod.split(".")[-1]}.md', text)
+    for mod,text in pages.items(): write(src/f'reference/{short_name(mod)}.md', text)
     # other files that these lead to: a page if Markdown, otherwise a copy
     linked = {(fn.parent/o).resolve() for fn,text in texts.items() for o in linked_files(text)}
     linked = {o for o in linked if o.is_file() and o.is_relative_to(root) and o.suffix!='.ipynb'} | {root/'CONTRIBUTING.md',root/'CHANGELOG.md'}
@@ -136,7 +138,7 @@ def write_sources(src):
     docs = [str(o.relative_to(root).with_suffix('')) for o in nbs]
     write(src/'index.md', '\n\n'.join([link_names(texts[root/'README.md'], names),
         toctree('Tutorials', [o for o in docs if '/tutorials/' in o]), toctree('The package, part by part', [o for o in docs if '/tutorials/' not in o]),
-        toctree('Reference', [f'{m.split(".")[-1]} <reference/{m.split(".")[-1]}>' for m in mods]), toctree('Project', ['CONTRIBUTING','CHANGELOG',*more])]))
+        toctree('Reference', [f'{short_name(m)} <reference/{short_name(m)}>' for m in mods]), toctree('Project', ['CONTRIBUTING','CHANGELOG',*more])]))
 
 def build(out):
     "Make the site in folder `out`. Raises `SphinxWarning` at the first link or text that is not right"

@@ -2,9 +2,9 @@
 import os, signal, sys
 from pathlib import Path
 from ols_fastai import experiment
-from ols_fastai.experiment import compare
+from ols_fastai.compare.comparison import compare
 
-specs = ['hard','ols:momentum=0.3','ols_auto','cpls','tfkd_self','mixup']
+methods = ['hard','ols:momentum=0.3','ols_auto','cpls','tfkd_self','mixup']
 
 class Killed(experiment._Advance):
     n = 0
@@ -18,5 +18,5 @@ if __name__=='__main__':
     experiment._Advance = Killed
     if int(os.environ.get('WORLD_SIZE', 1))>1:
         import distrib_worker  # noqa: F401 its gather is for the CPU, fastai's goes through .cuda()
-        specs = ['hard','ols']
-    compare(**{o: data/f'{o}.csv' for o in ('train','valid','test')}, out=out, specs=specs, arch='small_cnn', epochs=3, bs=8, size=16, crop=.8, num_workers=0)
+        methods = ['hard','ols']
+    compare(**{o: data/f'{o}.csv' for o in ('train','valid','test')}, out=out, methods=methods, arch='small_cnn', epochs=3, bs=8, size=16, crop=.8, num_workers=0)

@@ -1,4 +1,4 @@
-"""Runs notebooks against the exported package: `coverage run tests/cover.py nbs/08_calibration.ipynb`.
+"""Runs notebooks against the exported package: `coverage run tests/cover.py nbs/30_calibration.metrics.ipynb`.
 
 `nbdev_test` runs the exported cells themselves, so that the package's own lines are never seen by coverage.py. Here such cells are left out, and the names
 that they would define are the module's."""

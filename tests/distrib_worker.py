@@ -3,9 +3,9 @@ import sys, torch
 from fastai.basics import *
 from fastai.distributed import *
 from conftest import toy_data, toy_learner
-from ols_fastai.callback import OLSCallback
-from ols_fastai.interpretation import CalibrationInterpretation
-from ols_fastai.posthoc import Calibrate
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.calibration.interpretation import CalibrationInterpretation
+from ols_fastai.calibration.scaling import Calibrate
 
 def broadcast_cpu(self, t, rank):  # fastai's goes through .cuda()
     t = torch.LongTensor(t)

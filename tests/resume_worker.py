@@ -5,7 +5,7 @@ import torch
 from fastai.basics import *
 from fastai.callback.all import *
 from conftest import toy_learner, weights
-from ols_fastai.callback import OLSCallback
+from ols_fastai.train.ols import OLSCallback
 
 class SeedEpoch(Callback):
     "Makes what an epoch draws depend on its number alone"

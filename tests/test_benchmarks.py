@@ -3,9 +3,9 @@ import sys
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pytest
 from scipy.stats import mannwhitneyu, spearmanr
-from ols_fastai.files import load_tensors, save_tensors, write_csv
-from ols_fastai.datasets import brain_regions
-from ols_fastai.rivals import methods
+from ols_fastai.core import load_tensors, save_tensors, write_csv
+from ols_fastai.data.datasets import brain_regions
+from ols_fastai.train.methods import METHODS
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
 import anatomy, compactness, cost, studies
@@ -96,7 +96,7 @@ def test_each_region_by_itself(world, found):
         np.testing.assert_allclose(df.distance_ols[k], rho)
     assert (df.distance_low<=df.distance_ols).all() and (df.distance_ols<=df.distance_high).all() and (df.p_fdr>=df.p).all()
     assert df.distance_ols.mean()>.8 and (df.p_fdr<.05).mean()>.8 and abs(df.distance_plain.mean())<.2
-    assert df.most_alike.tolist()==[regions[o] for o in M.argmax(1)] and df.touches.tolist()==[bool(agree.touch[k,M[k].argmax()]) for k in range(K)]
+    assert df.most_similar.tolist()==[regions[o] for o in M.argmax(1)] and df.touches.tolist()==[bool(agree.touch[k,M[k].argmax()]) for k in range(K)]
     assert df.n_touching.tolist()==agree.touch.sum(1).tolist()
 
 def test_row_ranks_leave_the_diagonal_out():
@@ -142,7 +142,7 @@ def test_wrong_is_the_share_of_wrong_labels_that_a_run_sees(tiny_atlas, lists, m
     seen = studies.sample_per_class(pd.read_csv(lists/'neighbours20.csv'), 10, 3)
     assert len(seen)==40 and studies.wrong('neighbours20', 10, 3)==sum(right[f]!=k for f,k in zip(seen.filename, seen.label))/40
 
-def test_the_studies_method_is_not_left_behind(): assert 'ols_every' not in methods
+def test_the_studies_method_is_not_left_behind(): assert 'ols_every' not in METHODS
 
 # --- compactness.py
 

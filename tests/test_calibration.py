@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 from conftest import toy_learner
-from ols_fastai.calibration import *
+from ols_fastai.calibration.metrics import *
+from ols_fastai.calibration.resampling import *
 
 BINNED = [ece, adaptive_ece, mce, rms_ce, debiased_ce, classwise_ece]
 PLAIN  = [nll, brier, top_5_error, mean_confidence, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
@@ -80,7 +81,7 @@ def test_measures_are_what_their_definitions_say(data, n_bins):
 @cases
 @given(any_preds(), st.sampled_from([1,2,5,15]))
 def test_the_parts_of_the_brier_score_are_what_they_are_called(data, n_bins):
-    (p,t),parts = data,brier_parts(*data, n_bins)
+    (p,t),parts = data,brier_decomposition(*data, n_bins)
     y,idx = F.one_hot(t, p.shape[1]).double(),torch.bucketize(p, torch.linspace(0, 1, n_bins+1, dtype=torch.float64)[1:-1])
     mean_p,mean_y = p.clone(),y.clone()
     for k in range(p.shape[1]):
@@ -187,7 +188,7 @@ def test_order_and_type_do_not_matter(data, seed):
         same(f(p[i], t[i]), f(p, t), 1e-7 if f is smooth_ece else 1e-10)
         same(f(sample_stats(p, t)), f(p.numpy(), t.int().numpy()), 0)
         same(f(q, t), f(q.double(), t), 0)
-    assert brier_parts(p[i], t[i])==pytest.approx(brier_parts(p, t), abs=1e-10) and calibration_row(sample_stats(p, t))==calibration_row(p, t)
+    assert brier_decomposition(p[i], t[i])==pytest.approx(brier_decomposition(p, t), abs=1e-10) and summary_metrics(sample_stats(p, t))==summary_metrics(p, t)
 
 @pytest.mark.parametrize('f', MEASURES)
 def test_taking_rows_is_taking_rows(f):
@@ -199,7 +200,7 @@ def test_taking_rows_is_taking_rows(f):
 def test_taking_rows_of_parts():
     p,t = draw(70, 6)
     i = np.random.default_rng(0).integers(70, size=90)
-    assert brier_parts(sample_stats(p, t).take(i))==pytest.approx(brier_parts(p[i], t[i]), abs=1e-12)
+    assert brier_decomposition(sample_stats(p, t).take(i))==pytest.approx(brier_decomposition(p[i], t[i]), abs=1e-12)
 
 def test_chunks_are_joined():
     "More rows than one chunk holds, and their number no multiple of it"
@@ -223,7 +224,7 @@ def test_certain_and_right_or_wrong(K):
         for f in (ece,adaptive_ece,mce,rms_ce,debiased_ce,smooth_ece,aurc,top_k_error): same(f(p, t), e, 1e-6)
         same(brier(p, t), 2*e); same(e_aurc(p, t), 0); assert np.isnan(confidence_auroc(p, t))
         assert np.isnan((over_confidence,under_confidence)[int(e)](p, t))
-        if not e: same(brier_parts(p, t)['refinement'], 0)
+        if not e: same(brier_decomposition(p, t)['refinement'], 0)
 
 @pytest.mark.parametrize('K', (2,3,10))
 def test_all_equal(K):
@@ -255,14 +256,14 @@ def broken(row, kind):
 def test_the_first_bad_row_is_named(row, kind, says):
     with pytest.raises(ValueError, match=f'^row {row}: .*{says}.*1 such'): ece(*broken(row, kind))
 
-@pytest.mark.parametrize('f', MEASURES+[brier_parts, reliability, risk_coverage, consistency_band, calibration_row, sample_stats])
+@pytest.mark.parametrize('f', MEASURES+[brier_decomposition, reliability, risk_coverage, consistency_band, summary_metrics, sample_stats])
 def test_every_measure_checks(f):
     p,t = draw(20, 4)
     for a,b,says in ((p.log(),t,'row 0: .*logits'),(p,t[:-1],'one true class a row'),(p[:0],t[:0],'empty'),(p[:,:1],t,'K of at least 2'),(p,t.float(),'integers'),(p,t+3,'is not in 0..3')):
         if f is mean_confidence and b is not t: continue
         with pytest.raises(ValueError, match=says): f(a, b)
 
-@pytest.mark.parametrize('f', BINNED+[brier_parts, reliability, consistency_band])
+@pytest.mark.parametrize('f', BINNED+[brier_decomposition, reliability, consistency_band])
 def test_no_bins(f):
     with pytest.raises(ValueError, match='n_bins must be at least 1, got 0'): f(*draw(20, 4), n_bins=0)
 
@@ -318,7 +319,7 @@ def test_groups_widen_the_interval_of_clustered_data():
 
 def test_groups_of_one_are_samples():
     p,t = draw(50, 4)
-    pd.testing.assert_frame_equal(bootstrap(calibration_row, p, t, n=50), bootstrap(calibration_row, p, t, groups=np.arange(50), n=50))
+    pd.testing.assert_frame_equal(bootstrap(summary_metrics, p, t, n=50), bootstrap(summary_metrics, p, t, groups=np.arange(50), n=50))
 
 def test_paired_differences():
     p,t = draw(500, 4)

@@ -14,8 +14,8 @@ from fastai.learner import load_learner
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy
 from conftest import K, toy_data, toy_learner, toy_model, weights
-from ols_fastai.callback import OLSCallback
-from ols_fastai.soft_labels import SoftLabels
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.train.soft_labels import SoftLabels
 
 def same(a, b, atol=1e-6): torch.testing.assert_close(a, b, atol=atol, rtol=0)
 def identity(**kwargs): return OLSCallback(alpha=0., init='hard', fallback='previous', min_count=10**9, **kwargs)  # S stays one-hot
@@ -245,7 +245,7 @@ def test_with_early_stopping_save_model_reduce_lr_csv_and_graph(tmp_path):
     assert cb.n_trained==3                        # stopped after two epochs without gain
     assert (tmp_path/'models/best.pth').exists()
     log = (tmp_path/'history.csv').read_text().splitlines()
-    assert log[0].split(',')[:7]==['epoch','train_loss','valid_loss','accuracy','S_diagonal','S_entropy','S_n_fell_back']
+    assert log[0].split(',')[:7]==['epoch','train_loss','valid_loss','accuracy','S_diagonal','S_entropy','S_n_fallback']
     # the figures of the soft labels that an epoch was trained on: uniform in the first, learnt in the second
     assert [float(o) for o in log[1].split(',')[4:6]]==pytest.approx([1/K, np.log(K)], abs=1e-4)
     assert float(log[2].split(',')[4])==pytest.approx(cb.history[0]['diagonal'], abs=1e-4)
@@ -417,9 +417,9 @@ def test_save_and_load_keep_everything(tmp_path):
     back = OLSCallback.load(tmp_path/'a')
     for k in ('alpha','label_args','warmup','period','min_lam','n_trained','history','class_names'): assert getattr(back, k)==getattr(cb, k), k
     assert torch.equal(back.S, cb.S) and [o.name for o in tmp_path.iterdir()]==['a']
-    cb.labels.fell_back[2] = True
+    cb.labels.used_fallback[2] = True
     cb.save(tmp_path/'a')
-    assert OLSCallback.load(tmp_path/'a').labels.fell_back.tolist()==cb.labels.fell_back.tolist()
+    assert OLSCallback.load(tmp_path/'a').labels.used_fallback.tolist()==cb.labels.used_fallback.tolist()
     assert OLSCallback.load(tmp_path/'a', alpha=.9, checkpoint='x').alpha==.9
 
 def test_save_and_load_with_top_k(tmp_path):
@@ -442,14 +442,14 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path):
     for n in (0, 5, 100, len(whole)-1):
         fn.write_bytes(whole[:n])
         with pytest.raises(ValueError, match='a.safetensors is damaged'): OLSCallback.load(fn)
-    from ols_fastai.files import save_tensors
+    from ols_fastai.core import save_tensors
     save_tensors(fn, dict(S=torch.eye(3)), dict(x=1))
     with pytest.raises(ValueError, match='holds no soft labels'): OLSCallback.load(fn)
 
 def test_a_crash_while_saving_keeps_the_last_file(tmp_path, monkeypatch):
     fn,cb = tmp_path/'a',OLSCallback()
     toy_learner().fit(1, cbs=cb); cb.save(fn); before = fn.read_bytes()
-    import ols_fastai.files as m
+    import ols_fastai.core as m
     def half(tensors, path, metadata): Path(path).write_bytes(b'half'); raise OSError('disk full')
     monkeypatch.setattr(m, 'save_file', half)
     with pytest.raises(OSError): cb.save(fn)
@@ -529,7 +529,7 @@ targs5,logits5 = torch.tensor([0,0,1,2,2]),torch.tensor([[2.,0,1],[3,1,0],[0,2,0
 def test_fallback_and_init(kind, row):
     cb = OLSCallback(fallback=kind, eps=.3)
     with pytest.warns(UserWarning, match=f"1 of 3 classes had too few correct samples .* have {kind!r} soft labels: 2"): fixed_learner(logits5, targs5).fit(1, cbs=cb)
-    same(cb.S[2], torch.tensor(row)); assert cb.history[0]['fell_back']==[2]
+    same(cb.S[2], torch.tensor(row)); assert cb.history[0]['used_fallback']==[2]
     first = Watch(lambda o: cb2.S.clone(), 'after_loss')
     cb2 = OLSCallback(init=kind, eps=.3)
     fixed_learner(logits5, targs5).fit(1, cbs=[cb2,first])
@@ -546,7 +546,7 @@ def test_momentum_min_count_and_all_predictions():
     cb = OLSCallback(momentum=.75, init='hard'); fixed_learner(logits5, targs5).fit(1, cbs=cb)
     same(cb.S[:2], .75*torch.eye(3)[:2]+.25*new)
     cb = OLSCallback(min_count=2, fallback='hard'); fixed_learner(logits5, targs5).fit(1, cbs=cb)
-    same(cb.S, torch.stack([new[0],torch.eye(3)[1],torch.eye(3)[2]])); assert cb.history[0]['fell_back']==[1,2]
+    same(cb.S, torch.stack([new[0],torch.eye(3)[1],torch.eye(3)[2]])); assert cb.history[0]['used_fallback']==[1,2]
     cb = OLSCallback(correct_only=False); fixed_learner(logits5, targs5).fit(1, cbs=cb)
     same(cb.S, torch.cat([new, p[3:].mean(0)[None]]))
 

@@ -3,8 +3,8 @@ import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.basics import Callback, F, nn
 from conftest import toy_data, toy_learner, K
-from ols_fastai.callback import OLSCallback
-from ols_fastai.soft_labels import SoftLabels
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.train.soft_labels import SoftLabels
 
 def constant_learner(logits, targs, **kwargs):
     "A network that answers sample `i` with `logits[i]`, whatever it is trained on"
@@ -59,9 +59,9 @@ def test_accumulators_are_summed_over_processes(tmp_path):
     skipped = int(one.n_skipped)
     one.update()
     for rank in (0,1):
-        S,n_skipped,fell_back = torch.load(tmp_path/f'{rank}.pt')
+        S,n_skipped,used_fallback = torch.load(tmp_path/f'{rank}.pt')
         torch.testing.assert_close(S, one.S, atol=1e-6, rtol=0)
-        assert int(n_skipped)==skipped==1 and torch.equal(fell_back, one.fell_back) and fell_back[K-1]
+        assert int(n_skipped)==skipped==1 and torch.equal(used_fallback, one.used_fallback) and used_fallback[K-1]
 
 def _one_of_two(rank, init, out):
     "Parts of uneven size, and class 2 is seen by the first process alone"
@@ -75,7 +75,7 @@ def _one_of_two(rank, init, out):
     sl.all_reduce()
     skipped = sl.n_skipped.clone()
     sl.update()
-    torch.save((sl.S,skipped,sl.fell_back), f'{out}/{rank}.pt')
+    torch.save((sl.S,skipped,sl.used_fallback), f'{out}/{rank}.pt')
     torch.distributed.destroy_process_group()
 
 def test_soft_labels_are_saved_and_not_an_epoch_stale(tmp_path):
@@ -95,7 +95,7 @@ def test_a_class_with_no_correct_sample_has_a_distribution(fallback):
     cb = OLSCallback(fallback=fallback)
     constant_learner(z, torch.tensor([0,1,2,3,4])).fit(2, cbs=cb)
     torch.testing.assert_close(cb.S.sum(1), torch.ones(K))
-    assert cb.history[-1]['fell_back']==[3,4,5]
+    assert cb.history[-1]['used_fallback']==[3,4,5]
 
 class Count(TorchDispatchMode):
     def __init__(self): super().__init__(); self.ops = []

@@ -3,9 +3,9 @@ import os, subprocess, sys
 from pathlib import Path
 import torch
 from conftest import K, toy_data
-from ols_fastai.callback import OLSCallback
-from ols_fastai.posthoc import fit_temperature
-from ols_fastai.soft_labels import SoftLabels
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.calibration.scaling import fit_temperature
+from ols_fastai.train.soft_labels import SoftLabels
 
 def test_two_processes_make_the_soft_labels_of_one(tmp_path):
     here = Path(__file__).parent

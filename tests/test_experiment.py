@@ -2,8 +2,8 @@
 import os, signal, subprocess, sys
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pytest, torch
-from ols_fastai.files import load_tensors
-from ols_fastai.experiment import compare
+from ols_fastai.core import load_tensors
+from ols_fastai.compare.comparison import compare
 
 here = Path(__file__).parent
 
@@ -54,12 +54,12 @@ def test_killed_comparison_ends_as_an_uninterrupted_one(data, whole, tmp_path, k
 
 def test_a_damaged_or_foreign_unfinished_run_is_named(data, whole, tmp_path):
     lists = {o: data/f'{o}.csv' for o in ('train','valid','test')}
-    args = dict(**lists, out=tmp_path, specs=['hard'], arch='small_cnn', epochs=3, bs=8, size=16, crop=.8, num_workers=0)
+    args = dict(**lists, out=tmp_path, methods=['hard'], arch='small_cnn', epochs=3, bs=8, size=16, crop=.8, num_workers=0)
     r = run(data, tmp_path, 5); assert r.returncode==-signal.SIGKILL, r.stderr
     fn = tmp_path/'unfinished/hard-0.pt'
     with pytest.raises(ValueError, match='epochs was 3 and is now 4'): compare(**{**args,'epochs':4})
-    whole_file = fn.read_bytes()
-    fn.write_bytes(whole_file[:len(whole_file)//2])
+    atomic_write = fn.read_bytes()
+    fn.write_bytes(atomic_write[:len(atomic_write)//2])
     with pytest.raises(ValueError, match='hard-0.pt is damaged .*remove it'): compare(**args)
     fn.unlink()
     r = run(data, tmp_path); assert r.returncode==0, r.stderr  # in a process like that of `whole`: with other threads sums come in another order

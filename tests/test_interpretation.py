@@ -6,12 +6,15 @@ from PIL import Image
 from fastai.callback.progress import ProgressCallback
 from fastai.basics import Learner, Module, no_random
 from torch import Tensor, nn
-from ols_fastai.calibration import *
-from ols_fastai.callback import OLSCallback
-from ols_fastai.data import list_dls
-from ols_fastai.interpretation import *
-from ols_fastai.interpretation import _three
-from ols_fastai.models import create_model
+from ols_fastai.calibration.metrics import *
+from ols_fastai.calibration.resampling import *
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.data.loaders import image_dls
+from ols_fastai.calibration.plots import *
+from ols_fastai.calibration.features import *
+from ols_fastai.calibration.interpretation import *
+from ols_fastai.calibration.features import _three
+from ols_fastai.train.models import create_model
 from conftest import toy_learner
 
 K,names = 6,'femur patella meniscus tendon tibia cartilage'.split()
@@ -43,7 +46,7 @@ def image_learner(tmp_path_factory):
             rows.append((f'{split}{i}.png', 'abc'[i%3], ['CT','MR'][i%2], f'{split}-p{i//2}'))
         pd.DataFrame(rows, columns=['filename','label','modality','patient']).to_csv(path/f'{split}.csv', index=False)
     with no_random():
-        dls = list_dls(path/'train.csv', path/'valid.csv', path/'test.csv', size=32, bs=4, num_workers=0, device='cpu')
+        dls = image_dls(path/'train.csv', path/'valid.csv', path/'test.csv', size=32, bs=4, num_workers=0, device='cpu')
         learn = Learner(dls, create_model('small_cnn', 3))
     learn.remove_cb(ProgressCallback)
     learn.path = path
@@ -66,7 +69,7 @@ def test_arrays_and_learner_agree(interp):
 def test_rows_of_the_table(interp):
     "The paper's row is part of it, intervals of plain means hold their value, and one seed gives one table"
     t = interp.table(n_bins=10, n=100)
-    row = calibration_row(interp.preds, interp.targs, 10)
+    row = summary_metrics(interp.preds, interp.targs, 10)
     np.testing.assert_allclose(t.value[list(row)], list(row.values()), rtol=1e-12)
     for k in ('NLL','Brier','mean confidence'): assert t.low[k]<=t.value[k]<=t.high[k], k
     pd.testing.assert_frame_equal(t, interp.table(n_bins=10, n=100))
@@ -128,8 +131,8 @@ def test_bad_arrays():
     with pytest.raises(ValueError, match='give from_preds images'): interp.plot_top_overconfident()
 
 def test_methods_leave_the_functions_alone():
-    import ols_fastai.interpretation as m
-    for o in ('plot_reliability','plot_reliability_by','plot_risk_coverage','plot_soft_labels','most_alike','calibration_by','top_overconfident','feature_stats','plot_tsne','plot_template_plane'):
+    import ols_fastai.all as m
+    for o in ('plot_reliability','plot_reliability_by','plot_risk_coverage','plot_soft_labels','most_similar','calibration_by','top_overconfident','feature_stats','plot_tsne','plot_template_plane'):
         assert callable(getattr(m, o)) and o in m.__all__, o
 
 # ---- reliability and risk
@@ -228,17 +231,17 @@ def test_risk_coverage():
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(K=st.integers(2, 30), seed=st.integers(0, 99))
-def test_order_is_a_permutation(K, seed): assert sorted(similar_order(random_S(K, seed)))==list(range(K))
+def test_order_is_a_permutation(K, seed): assert sorted(cluster_order(random_S(K, seed)))==list(range(K))
 
 def test_order_brings_similar_ones_together():
     "However little of it the other row knows"
     S = torch.eye(6)
     for i,j in ((5,0),(4,1),(3,2)): S[i,i],S[i,j] = .6,.4
-    o = similar_order(S)
+    o = cluster_order(S)
     assert {frozenset(o[i:i+2]) for i in (0,2,4)}=={frozenset(p) for p in ((0,5),(1,4),(2,3))}
 
 def test_heat_map_shows_the_matrix_in_its_order():
-    S,o = random_S(),similar_order(random_S())
+    S,o = random_S(),cluster_order(random_S())
     ax = plot_soft_labels(S, names).axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), S.numpy()[np.ix_(o,o)], rtol=1e-6)
     for labels in (ax.get_xticklabels(),ax.get_yticklabels()): assert [t.get_text() for t in labels]==[names[i] for i in o]
@@ -247,8 +250,8 @@ def test_bad_soft_labels():
     S = random_S()
     bad = S.clone(); bad[2,0] = float('nan')
     with pytest.raises(ValueError, match='row 2 of S sums to nan'): plot_soft_labels(bad, names)
-    with pytest.raises(ValueError, match=r'S must be \(K,K\)'): similar_order(S[:3])
-    with pytest.raises(ValueError, match='5 class names'): most_alike(S, names[:5])
+    with pytest.raises(ValueError, match=r'S must be \(K,K\)'): cluster_order(S[:3])
+    with pytest.raises(ValueError, match='5 class names'): most_similar(S, names[:5])
     with pytest.raises(ValueError, match='2 class names'): plot_soft_epochs([S], names[:2])
     with pytest.raises(ValueError, match='RecordSoftLabels'): plot_soft_epochs({}, names)
     with pytest.raises(ValueError, match='differ in size'): plot_soft_epochs([S, random_S(4)], names)
@@ -271,10 +274,10 @@ def test_epochs(n_epochs, n, shown):
     fig = plot_soft_epochs(S, names, n, n_pairs=3)
     maps = [o for o in fig.axes if o.images]
     assert [int(o.get_title().split()[1].rstrip(':')) for o in maps]==shown
-    o = similar_order(S[n_epochs])
+    o = cluster_order(S[n_epochs])
     for ax,e in zip(maps, shown): np.testing.assert_allclose(ax.images[0].get_array(), S[e].numpy()[np.ix_(o,o)], rtol=1e-6)
     assert len({(ax.images[0].norm.vmin,ax.images[0].norm.vmax) for ax in maps})==1
-    pairs = most_alike(S[n_epochs], names, 3)
+    pairs = most_similar(S[n_epochs], names, 3)
     lines = fig.axes[-1].lines
     for line,(_,row) in zip(lines, pairs.iterrows(), strict=True):
         i,j = names.index(row['class']),names.index(row.resembles)
@@ -334,7 +337,7 @@ def test_features_make_the_predictions(image_learner, arch):
     learn = Learner(image_learner.dls, timm.create_model(arch, num_classes=3, img_size=32) if arch=='test_vit' else create_model(arch, 3))
     learn.remove_cb(ProgressCallback)
     dl = learn.dls.train   # shuffled, and its last two are dropped
-    x,y,head = penultimate(learn, dl=dl)
+    x,y,head = penultimate_features(learn, dl=dl)
     preds,targs = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False))
     with torch.no_grad(): torch.testing.assert_close(head(x).softmax(1), preds.as_subclass(Tensor), atol=1e-5, rtol=1e-4)
     assert torch.equal(y, targs.as_subclass(Tensor)) and not head._forward_hooks
@@ -346,7 +349,7 @@ def test_networks_without_such_a_layer():
         def forward(self, x): return self.l(x)+self.l(x)
     for model,what in ((nn.Sequential(nn.Unflatten(1, (2,1)), nn.Conv1d(2, K, 1), nn.Flatten()),'no nn.Linear'), (Twice(),'does not make its 6'),
                        (nn.Sequential(nn.Linear(2, 3), nn.Unflatten(1, (3,1)), nn.Conv1d(3, K, 1), nn.Flatten()),'3\\) does not make its 6')):
-        with pytest.raises(ValueError, match=what): penultimate(toy_learner(model=model))
+        with pytest.raises(ValueError, match=what): penultimate_features(toy_learner(model=model))
 
 def clouds(n=(7,5,9,1), D=4, seed=0):
     rng = np.random.default_rng(seed)
@@ -502,7 +505,7 @@ def test_nothing_to_better():
 
 
 def test_a_network_is_not_judged_on_the_images_that_calibrated_it(image_learner):
-    from ols_fastai.posthoc import calibrate, uncalibrate
+    from ols_fastai.calibration.scaling import calibrate, uncalibrate
     with image_learner.no_bar(), image_learner.no_logging(): calibrate(image_learner, ds_idx=1)
     try:
         with pytest.raises(ValueError, match='4 of its|12 of its'): CalibrationInterpretation.from_learner(image_learner, ds_idx=1)

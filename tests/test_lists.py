@@ -5,10 +5,11 @@ import cv2, numpy as np, pandas as pd, pytest, torch
 from hypothesis import example, given, settings, strategies as st
 from fastai.vision.all import Flatten, Learner, CrossEntropyLossFlat, Tensor, accuracy, nn, no_random, noop, plt
 from fastai.callback.progress import ProgressCallback
-from ols_fastai.checks import check_images
-from ols_fastai.data import *
-from ols_fastai.datasets import RadImageNet
-from ols_fastai.models import create_model, load_radimagenet
+from ols_fastai.data.checks import check_images
+from ols_fastai.data.lists import *
+from ols_fastai.data.loaders import *
+from ols_fastai.data.datasets import RadImageNet
+from ols_fastai.train.models import create_model, load_radimagenet
 
 def picture(fn, seed=None, size=24):
     fn.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +92,8 @@ def test_same_file_by_link_absolute_name_or_case(shapes, tmp_path):
     (tmp_path/'img/link').symlink_to('cyst')
     for name in ('img/link/train0.png', str(tmp_path/'img/cyst/train0.png'), 'img/CYST/Train0.PNG'):
         v = write(tmp_path/'v.csv', [(name,'cyst')])
-        with pytest.raises(ValueError, match='img/cyst/train0.png is in train and in valid'): list_dls(shapes['train'], v, bs=2, num_workers=0)
-        assert len(list_dls(shapes['train'], v, bs=2, num_workers=0, allow='file').valid_ds)==1
+        with pytest.raises(ValueError, match='img/cyst/train0.png is in train and in valid'): image_dls(shapes['train'], v, bs=2, num_workers=0)
+        assert len(image_dls(shapes['train'], v, bs=2, num_workers=0, allow='file').valid_ds)==1
 
 def test_same_patient_in_two_splits(tmp_path):
     a,v = (write(tmp_path/f'{o}.csv', [(f'{o}.png','x','P7'),(f'{o}2.png','x','')], 'filename,label,who') for o in 'av')
@@ -170,7 +171,7 @@ def test_folder_tree_with_splits(tmp_path):
     for i,o in enumerate(['Train/a/1.png','Train/b/2.png','val/a/3.png','test/b/4.png']): picture(tmp_path/o, i)
     df = read_folder(tmp_path)
     assert df.values.tolist()==[['Train/a/1.png','a','train'],['Train/b/2.png','b','train'],['val/a/3.png','a','valid'],['test/b/4.png','b','test']]
-    assert [len(o.dataset) for o in list_dls(df, root=tmp_path, bs=1, num_workers=0).loaders]==[2,1,1]
+    assert [len(o.dataset) for o in image_dls(df, root=tmp_path, bs=1, num_workers=0).loaders]==[2,1,1]
     picture(tmp_path/'val/c/5.png')
     with pytest.raises(ValueError, match="label 'c' of valid is not among the 2"): read_folder(tmp_path)
     (tmp_path/'extra').mkdir()
@@ -188,7 +189,7 @@ def test_split_by_group(seed):
     assert s.groupby('patient').split.nunique().max()==1 and s.drop(columns='split').equals(df)
     share = pd.crosstab(s.label, s.split, normalize='index')
     assert ((share-[.2,.6,.2]).abs()<.07).all(axis=None)       # of each class, as asked for: stratified
-    assert split_counts(s).images.tolist()==[(s.split==o).sum() for o in splits] and split_counts(s).patients.sum()==df.patient.nunique()
+    assert split_counts(s).images.tolist()==[(s.split==o).sum() for o in SPLITS] and split_counts(s).patients.sum()==df.patient.nunique()
     check_splits(s)
 
 def test_split_by_group_keeps_every_class_in_training():
@@ -205,15 +206,15 @@ def test_root_or_its_parent_and_missing_images(shapes, tmp_path):
     (tmp_path/'img/tear/valid1.png').unlink()
     with pytest.raises(FileNotFoundError, match=r'1 of 26 images .* img/tear/valid1\.png \(.*valid\.csv, line 6\)'): find_root(df, tmp_path)
     assert find_root(df, tmp_path, complete=False)==tmp_path
-    with pytest.raises(FileNotFoundError, match='under'): list_dls(shapes['train'], shapes['valid'], bs=2)
-    assert len(list_dls(shapes['train'], shapes['valid'], bs=2, num_workers=0, complete=False).valid_ds)==6
+    with pytest.raises(FileNotFoundError, match='under'): image_dls(shapes['train'], shapes['valid'], bs=2)
+    assert len(image_dls(shapes['train'], shapes['valid'], bs=2, num_workers=0, complete=False).valid_ds)==6
     with pytest.raises(FileNotFoundError, match='root must be'): find_root(df, tmp_path/'img/tear')
 
 def test_absolute_names(shapes, tmp_path):
     a,v = (write(tmp_path/f'abs_{o}.csv', [(str(tmp_path/fn),l) for fn,l in pd.read_csv(shapes[o]).values]) for o in ('train','valid'))
-    for root in (None,tmp_path): assert list_dls(a, v, root=root, bs=2, num_workers=0).one_batch()[0].shape==(2,3,224,224)
-    with pytest.raises((ValueError,FileNotFoundError), match='outside|under'): list_dls(a, v, root=tmp_path/'img/cyst', bs=2)
-    with pytest.raises(FileNotFoundError, match='no folder .*nowhere'): list_dls(a, v, root=tmp_path/'nowhere', bs=2)
+    for root in (None,tmp_path): assert image_dls(a, v, root=root, bs=2, num_workers=0).one_batch()[0].shape==(2,3,224,224)
+    with pytest.raises((ValueError,FileNotFoundError), match='outside|under'): image_dls(a, v, root=tmp_path/'img/cyst', bs=2)
+    with pytest.raises(FileNotFoundError, match='no folder .*nowhere'): image_dls(a, v, root=tmp_path/'nowhere', bs=2)
 
 def test_case_is_taken_only_where_it_is_clear(shapes, tmp_path):
     df = read_lists(*shapes.values())
@@ -225,8 +226,8 @@ def test_case_is_taken_only_where_it_is_clear(shapes, tmp_path):
 # --- loaders ------------------------------------------------------------------------------------------------------------------------------
 
 def test_each_image_with_its_label(shapes, tmp_path):
-    dls = list_dls(**shapes, size=24, bs=4, num_workers=2)
-    for i,split in enumerate(splits):
+    dls = image_dls(**shapes, size=24, bs=4, num_workers=2)
+    for i,split in enumerate(SPLITS):
         want = pd.read_csv(shapes[split])
         assert pairs(dls[i].items)==sorted(map(tuple, want.values))
         dl = dls[i].new(shuffle=False, drop_last=False)
@@ -237,24 +238,24 @@ def test_each_image_with_its_label(shapes, tmp_path):
 
 def test_datablock_of_a_shuffled_table(shapes, tmp_path):
     df = read_lists(**shapes).sample(frac=1, random_state=0)
-    dls = list_block(df, tmp_path, size=8).dataloaders(df, bs=2, num_workers=0)
-    for i,o in enumerate(splits): assert pairs(dls[i].items)==sorted(map(tuple, df[df.split==o][['filename','label']].values))
+    dls = image_block(df, tmp_path, size=8).dataloaders(df, bs=2, num_workers=0)
+    for i,o in enumerate(SPLITS): assert pairs(dls[i].items)==sorted(map(tuple, df[df.split==o][['filename','label']].values))
     assert dls[1].items.frame().line.tolist()==df[df.split=='valid'].line.tolist()
 
 def test_extra_columns_in_the_items(shapes, tmp_path):
     df = read_lists(**shapes).assign(modality=lambda o: np.where(o.index%2, 'CT', 'MR'))
-    assert list_dls(df, root=tmp_path, size=8, bs=2, num_workers=0).valid.items.frame().modality.tolist()==df[df.split=='valid'].modality.tolist()
+    assert image_dls(df, root=tmp_path, size=8, bs=2, num_workers=0).valid.items.frame().modality.tolist()==df[df.split=='valid'].modality.tolist()
 
 def test_epochs_are_shuffled_whole_and_seeded(shapes):
     def orders():
-        with no_random(3): dl = list_dls(shapes['train'], shapes['valid'], size=8, bs=4, num_workers=0).train
+        with no_random(3): dl = image_dls(shapes['train'], shapes['valid'], size=8, bs=4, num_workers=0).train
         return [torch.cat([y for _,y in dl]).tolist() for _ in range(2)]
     a,b = orders()
     assert sorted(a)==sorted(b)==[0]*8+[1]*8 and a!=b and orders()==[a,b]
 
 def test_fit_predict_and_preds_in_the_order_of_the_list(shapes, tmp_path):
     with no_random(0):
-        learn = quiet(list_dls(**shapes, size=8, bs=4, num_workers=0))
+        learn = quiet(image_dls(**shapes, size=8, bs=4, num_workers=0))
         learn.fit(1)
     preds,targs = learn.get_preds(ds_idx=2)
     rows = pd.read_csv(shapes['test'])
@@ -266,7 +267,7 @@ def test_fit_predict_and_preds_in_the_order_of_the_list(shapes, tmp_path):
     assert (learn.get_preds(dl=labelled)[1]==targs).all()
 
 def test_export_is_small_and_loads_in_a_fresh_process(shapes, tmp_path):
-    learn = quiet(list_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip', balanced=True))
+    learn = quiet(image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip', balanced=True))
     fn,image = tmp_path/'export.pkl',tmp_path/'img/cyst/test0.png'
     learn.export(fn)
     assert b'valid1.png' not in fn.read_bytes()                          # the list stays at home
@@ -275,28 +276,28 @@ def test_export_is_small_and_loads_in_a_fresh_process(shapes, tmp_path):
     assert np.allclose([float(o) for o in out.split()[-2:]], learn.predict(image)[2], atol=1e-5)
 
 def test_show_batch_names_the_classes(shapes):
-    list_dls(**shapes, size=8, bs=4, num_workers=0).show_batch(max_n=4)
+    image_dls(**shapes, size=8, bs=4, num_workers=0).show_batch(max_n=4)
     assert {o.get_title() for o in plt.gcf().axes}<={'cyst','tear'}; plt.close()
 
 def test_balanced_sample(shapes):
-    dls = list_dls(**shapes, size=8, bs=2, n_per_class=3, seed=1, num_workers=0)
+    dls = image_dls(**shapes, size=8, bs=2, n_per_class=3, seed=1, num_workers=0)
     assert dls.counts.loc['tear'].to_dict()==dict(before=8, after=3) and dls.counts.loc['all classes'].tolist()==[16,6]
-    same = lambda seed: pairs(list_dls(**shapes, size=8, bs=2, n_per_class=3, seed=seed, num_workers=0).train.items)
+    same = lambda seed: pairs(image_dls(**shapes, size=8, bs=2, n_per_class=3, seed=seed, num_workers=0).train.items)
     assert same(1)==pairs(dls.train.items)!=same(2)
 
 def test_balanced_sampler(shapes, tmp_path):
     df = read_lists(**shapes)
     df = df[(df.label=='cyst')|(df.split!='train')|df.filename.str.contains('train0')]             # 8 against 1
-    dls = list_dls(df, root=tmp_path, size=8, bs=2, balanced=True, num_workers=0)
+    dls = image_dls(df, root=tmp_path, size=8, bs=2, balanced=True, num_workers=0)
     with no_random(0): drawn = np.concatenate([dls.train.items.codes[dls.train.get_idxs()] for _ in range(100)])
     assert abs(drawn.mean()-.5)<.06 and len(drawn)==900
     assert list(dls.valid.get_idxs())==list(range(6)) and list(dls.train.new(shuffle=False).get_idxs())==list(range(9))
-    assert not np.array_equal(dls.train.get_idxs(), list_dls(df, root=tmp_path, size=8, bs=2, balanced=True, num_workers=0).train.get_idxs())
+    assert not np.array_equal(dls.train.get_idxs(), image_dls(df, root=tmp_path, size=8, bs=2, balanced=True, num_workers=0).train.get_idxs())
 
 def test_no_object_a_row():
     "What a worker reads of the list is in arrays that hold no Python objects"
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(1000)], label='x', split='train', list='a', line=range(1000)))
-    s = ListItems.create(df).store
+    s = TableItems.create(df).store
     arrays = [s.blob,s.ends,s.codes,s.lines,s.list_codes]
     assert all(isinstance(o, np.ndarray) and o.dtype!=object for o in arrays) and sum(o.nbytes for o in arrays)<40*len(df)
     assert [s.name(i) for i in range(1000)]==df.filename.tolist()
@@ -305,7 +306,7 @@ def test_no_object_a_row():
 @settings(deadline=None, derandomize=True)
 def test_names_come_back_as_they_were(names):
     names = [o.encode(errors='replace').decode() for o in names]
-    items = ListItems.create(pd.DataFrame(dict(filename=names, label='x', split='train')))
+    items = TableItems.create(pd.DataFrame(dict(filename=names, label='x', split='train')))
     assert [items[i].filename for i in range(len(items))]==names
 
 # --- images that can't be read ------------------------------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ def cut(fn): fn.write_bytes(fn.read_bytes()[:40])
 @pytest.mark.parametrize('num_workers', [0,2])
 def test_raise_names_file_and_row(shapes, tmp_path, num_workers):
     cut(tmp_path/'img/cyst/train3.png')
-    dls = list_dls(**shapes, size=8, bs=4, num_workers=num_workers)
+    dls = image_dls(**shapes, size=8, bs=4, num_workers=num_workers)
     with pytest.raises(ValueError, match=r'train\.csv, line 5: .*img/cyst/train3\.png'): list(dls.train)
     (tmp_path/'img/cyst/train3.png').unlink()
     with pytest.raises(FileNotFoundError, match=r'train\.csv, line 5: .*img/cyst/train3\.png'): list(dls.train)
@@ -324,7 +325,7 @@ def test_raise_names_file_and_row(shapes, tmp_path, num_workers):
 def test_skip_takes_another_of_the_class_and_tells_each_epoch(shapes, tmp_path, num_workers):
     for o in ('train0','train3'): cut(tmp_path/f'img/cyst/{o}.png')
     (tmp_path/'img/tear/train7.png').unlink()
-    learn = quiet(list_dls(**shapes, size=24, bs=4, num_workers=num_workers, on_error='skip', complete=False))
+    learn = quiet(image_dls(**shapes, size=24, bs=4, num_workers=num_workers, on_error='skip', complete=False))
     known = {cv2.imread(str(o), 0).tobytes(): o.parent.name for o in (tmp_path/'img').rglob('train*.png') if cv2.imread(str(o), 0) is not None}
     for _ in range(2):
         with warnings.catch_warnings(record=True) as told:
@@ -338,19 +339,19 @@ def test_skip_takes_another_of_the_class_and_tells_each_epoch(shapes, tmp_path, 
 
 def test_skip_is_for_training_alone(shapes, tmp_path):
     cut(tmp_path/'img/tear/valid1.png')
-    dls = list_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip')
+    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip')
     with pytest.raises(ValueError, match=r'valid\.csv, line 6'): list(dls.valid)
     assert len(dls.valid.skipped())==0
 
 def test_skip_gives_up_where_all_of_a_class_are_bad(shapes, tmp_path):
-    dls = list_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip')
+    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip')
     for o in (tmp_path/'img/cyst').glob('train*'): cut(o)
     with pytest.raises(ValueError, match='no other image of cyst'): list(dls.train)
 
 def test_skip_when_the_first_image_is_bad(shapes, tmp_path):
     cut(tmp_path/'img/cyst/train0.png')
-    assert len(list_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip').train_ds)==16
-    with pytest.raises(ValueError, match='line 2'): list_dls(**shapes, size=8, bs=4, num_workers=0)
+    assert len(image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip').train_ds)==16
+    with pytest.raises(ValueError, match='line 2'): image_dls(**shapes, size=8, bs=4, num_workers=0)
 
 # --- the check before the night -----------------------------------------------------------------------------------------------------------
 
@@ -364,10 +365,10 @@ def test_check_finds_each_kind_and_loaders_leave_them_out(shapes, tmp_path, caps
         ('cyst/train5.png','duplicate across splits'),('cyst/train6.png','duplicate across labels'),('tear/train0.png','duplicate across labels'),('tear/train2.png','duplicate')}
     assert pd.read_csv(tmp_path/'bad.csv').values.tolist()==bad.values.tolist()
     assert check_images(df, tmp_path, n_workers=1, progress=False).equals(bad)
-    dls = list_dls(**shapes, size=8, bs=2, num_workers=0, exclude=tmp_path/'bad.csv')
+    dls = image_dls(**shapes, size=8, bs=2, num_workers=0, exclude=tmp_path/'bad.csv')
     assert [len(o.dataset) for o in dls.loaders]==[8,6,4]
-    assert len(check_images(leave_out(df, bad), tmp_path, progress=False))==0
-    with pytest.raises(ValueError, match='none of the 1 names'): leave_out(df, pd.DataFrame(dict(filename=['elsewhere.png'])))
+    assert len(check_images(drop_images(df, bad), tmp_path, progress=False))==0
+    with pytest.raises(ValueError, match='none of the 1 names'): drop_images(df, pd.DataFrame(dict(filename=['elsewhere.png'])))
 
 # --- RadImageNet --------------------------------------------------------------------------------------------------------------------------
 
@@ -377,7 +378,7 @@ def test_radimagenet_as_released(tmp_path):
     for i,(fn,o) in enumerate(zip(names, ('train','val','test'))):
         picture(tmp_path/fn.replace('knee', 'Knee'), i)
         write(tmp_path/f'RadiologyAI_{o}.csv', [(fn,'normal')])
-    for root in (tmp_path,tmp_path/'radiology_ai'): assert [len(o.dataset) for o in list_dls(**RadImageNet(root).lists, size=8, bs=1, num_workers=0).loaders]==[1,1,1]
+    for root in (tmp_path,tmp_path/'radiology_ai'): assert [len(o.dataset) for o in image_dls(**RadImageNet(root).lists, size=8, bs=1, num_workers=0).loaders]==[1,1,1]
     (tmp_path/'RadiologyAI_val.csv').unlink(); shutil.rmtree(tmp_path/'radiology_ai/CT')
     with pytest.raises(FileNotFoundError) as e: RadImageNet(tmp_path)
     assert 'the list RadiologyAI_val.csv; the folder ' in str(e.value) and 'radiology_ai/CT' in str(e.value) and 'train.csv' not in str(e.value)

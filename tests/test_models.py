@@ -1,6 +1,6 @@
 "The paper's networks under their paper names, at the paper's size."
 import pytest, torch
-from ols_fastai.models import create_model, model_name, paper_names
+from ols_fastai.train.models import create_model, model_name, paper_names
 
 @pytest.mark.parametrize('name,weights', [('ResNet-50', 23_508_032+2049*165), ('MobileNetV2', 2_223_872+1281*165), ('VGG-19', 139_570_240+4097*165)])
 def test_forward_at_224_pixels(name, weights):

@@ -14,8 +14,9 @@ from fastai.learner import load_learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
 from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
-from ols_fastai.callback import OLSCallback
-from ols_fastai.posthoc import *
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.calibration.scaling import *
+from ols_fastai.calibration.conformal import *
 
 def same(a, b, atol=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=0, check_dtype=False)
 def probs(learn, **kwargs): return learn.get_preds(**kwargs)[0]
@@ -105,7 +106,7 @@ def test_save_and_load(tmp_path, kind):
     learn.load('calibrated'); assert torch.equal(probs(learn, ds_idx=2), now) and torch.equal(learn.model.used, used)
     new = with_test(path=tmp_path, model=CalibratedModel(toy_model(seed=5)))
     new.load('calibrated'); assert torch.equal(probs(new, ds_idx=2), now)
-    with pytest.raises(ValueError, match='60 of its 60'): check_unused(new, new.dls.valid)
+    with pytest.raises(ValueError, match='60 of its 60'): check_not_calibrated_on(new, new.dls.valid)
     with pytest.raises(RuntimeError, match='Unexpected key'): with_test(path=tmp_path).load('calibrated')
     with pytest.raises(RuntimeError, match='cbs=Calibrate'): new.fit(1)   # known to be calibrated from its file
 
@@ -171,30 +172,30 @@ def test_training_a_calibrated_network_is_an_error_until_it_is_uncalibrated():
 
 def test_the_split_that_calibrated_is_named_by_its_file():
     learn,df = frame_learner()
-    check_unused(learn, learn.dls.valid)
+    check_not_calibrated_on(learn, learn.dls.valid)
     with learn.no_bar(): calibrate(learn)
-    with pytest.raises(ValueError, match=r'^the validation set: 60 of its 60 images, the first 90.png, calibrated this network'): check_unused(learn, learn.dls.valid, 'the validation set')
+    with pytest.raises(ValueError, match=r'^the validation set: 60 of its 60 images, the first 90.png, calibrated this network'): check_not_calibrated_on(learn, learn.dls.valid, 'the validation set')
     new = df.assign(filename=[f'new{i}.png' for i in range(150)])
-    check_unused(learn, learn.dls.test_dl(new.iloc[:20], with_labels=True))
+    check_not_calibrated_on(learn, learn.dls.test_dl(new.iloc[:20], with_labels=True))
     mixed = pd.concat([new.iloc[:20], df.iloc[[100]]])
-    with pytest.raises(ValueError, match='1 of its 21 images, the first 100.png'): check_unused(learn, learn.dls.test_dl(mixed, with_labels=True))
-    check_unused(uncalibrate(learn), learn.dls.valid)
+    with pytest.raises(ValueError, match='1 of its 21 images, the first 100.png'): check_not_calibrated_on(learn, learn.dls.test_dl(mixed, with_labels=True))
+    check_not_calibrated_on(uncalibrate(learn), learn.dls.valid)
 
 def test_images_from_list_files(tmp_path):
     import cv2
-    from ols_fastai.data import list_dls
+    from ols_fastai.data.loaders import image_dls
     rng = np.random.default_rng(0)
     for split,n in (('train',12),('valid',9),('test',6)):
         rows = [dict(filename=f'{split}_{i}.png', label='abc'[i%3]) for i in range(n)]
         for r in rows: assert cv2.imwrite(str(tmp_path/r['filename']), rng.integers(0, 255, (8,8,3), dtype=np.uint8))
         pd.DataFrame(rows).to_csv(tmp_path/f'{split}.csv', index=False)
-    dls = list_dls(*(tmp_path/f'{o}.csv' for o in ('train','valid','test')), size=8, bs=4, num_workers=0, device='cpu')
+    dls = image_dls(*(tmp_path/f'{o}.csv' for o in ('train','valid','test')), size=8, bs=4, num_workers=0, device='cpu')
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(8*8*dls.one_batch()[0].shape[1], 3)))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=Calibrate())
         assert len(learn.model.used)==9
-        with pytest.raises(ValueError, match='9 of its 9 images, the first valid_0.png'): check_unused(learn, dls.valid)
-        check_unused(learn, dls[2])
+        with pytest.raises(ValueError, match='9 of its 9 images, the first valid_0.png'): check_not_calibrated_on(learn, dls.valid)
+        check_not_calibrated_on(learn, dls[2])
         with pytest.raises(ValueError, match='trained on'): calibrate(learn, ds_idx=0)
         with pytest.raises(ValueError, match='trained on'): calibrate(learn, dl=dls.test_dl(pd.read_csv(tmp_path/'train.csv'), with_labels=True))
 
@@ -323,8 +324,8 @@ def test_the_prediction_inside_is_no_fit_to_other_callbacks():
 def test_a_split_of_its_own():
     learn = with_test()
     learn.fit(1, cbs=Calibrate(dl=learn.dls[2]))
-    with pytest.raises(ValueError, match='90 of its 90'): check_unused(learn, learn.dls[2])
-    check_unused(learn, learn.dls.valid)
+    with pytest.raises(ValueError, match='90 of its 90'): check_not_calibrated_on(learn, learn.dls[2])
+    check_not_calibrated_on(learn, learn.dls.valid)
 
 def test_mixed_precision():
     learn = with_test()

@@ -2,7 +2,7 @@
 import pytest, torch, torch.nn.functional as F
 from conftest import toy_data, toy_learner, toy_model, weights, K
 from fastai.basics import Callback
-from ols_fastai.callback import OLSCallback
+from ols_fastai.train.ols import OLSCallback
 
 def reference(alpha, epochs, bs=40, lr=.5, K=K):
     "Online label smoothing without fastai: S after each epoch, and the weights at the end"

@@ -6,13 +6,13 @@ import numpy as np, pandas as pd, pytest, torch
 from torch.utils.data import TensorDataset
 from fastai.basics import first
 from conftest import toy_data, toy_learner
-from ols_fastai.callback import OLSCallback
-from ols_fastai.data import splits
-from ols_fastai.datasets import brain_regions
-from ols_fastai.experiment import ols_compare
-from ols_fastai.interpretation import CalibrationInterpretation
-from ols_fastai.posthoc import calibrate
-from ols_fastai.report import report
+from ols_fastai.train.ols import OLSCallback
+from ols_fastai.data.lists import SPLITS
+from ols_fastai.data.datasets import brain_regions
+from ols_fastai.compare.cli import ols_compare
+from ols_fastai.calibration.interpretation import CalibrationInterpretation
+from ols_fastai.calibration.scaling import calibrate
+from ols_fastai.calibration.report import calibration_report
 
 nasty = ['<b>bold</b>', '"quoted" & sons', "$\\frac{1}{$", '<script>document.title="pwned"</script>', 'ä{{ 7*7 }}ß', 'a_very_long_name_without_a_blank_'*4]
 
@@ -29,7 +29,7 @@ def all_there(path, **kwargs):
     items = pd.DataFrame(dict(filename=[f'im<{i}>.png' for i in range(n)], site=np.where(np.arange(n)%2, '<i>A</i>', 'B'), patient=np.arange(n)//3))
     images = [np.full((8,8,3), i%256, dtype=np.uint8) for i in range(n)]
     S = .8*torch.eye(6)+.2*torch.roll(torch.eye(6), 1, 1)
-    return report(path, {'<i>hard</i>': run(2., items=items, images=images), 'careful $x$': run(.6, S=S)}, title='<b>Title</b>', by=['site'], groups='patient', n=30, data={'source': '<u>here</u>'}, **kwargs)
+    return calibration_report(path, {'<i>hard</i>': run(2., items=items, images=images), 'careful $x$': run(.6, S=S)}, title='<b>Title</b>', by=['site'], groups='patient', n=30, data={'source': '<u>here</u>'}, **kwargs)
 
 # ---- Chromium
 
@@ -114,8 +114,10 @@ def cells(text, caption):
     return pd.DataFrame([r[1:] for r in rows[1:]], index=[r[0] for r in rows[1:]], columns=rows[0][1:])
 
 def test_numbers_are_those_of_the_measures(path):
-    from ols_fastai.calibration import bootstrap, ece, nll, paired_bootstrap
-    from ols_fastai.posthoc import ConformalSets, fit_temperature, apply_temperature
+    from ols_fastai.calibration.resampling import bootstrap, paired_bootstrap
+    from ols_fastai.calibration.metrics import ece, nll
+    from ols_fastai.calibration.conformal import ConformalSets
+    from ols_fastai.calibration.scaling import fit_temperature, apply_temperature
     text,a,b,patients = path.read_text(),run(2.),run(.6),np.arange(600)//3
     number = lambda v, sign='': f'{v:{sign}.3f}'.replace('-', '\N{MINUS SIGN}')
     m = cells(text, 'Measures with 95 % intervals')
@@ -145,7 +147,7 @@ def test_the_same_run_twice_gives_the_same_page(path, tmp_path):
 
 def test_arrays_alone_are_enough(tmp_path):
     r = run(n=60)
-    text = report(tmp_path/'a.html', {'net': (r['preds'].numpy(),r['targs'].numpy())}, n=5).read_text()
+    text = calibration_report(tmp_path/'a.html', {'net': (r['preds'].numpy(),r['targs'].numpy())}, n=5).read_text()
     assert 'No settings of the training' in text and 'id="differences"' not in text and 'id="conformal-sets"' not in text and 'id="after-scaling"' not in text
     assert not [o for o in re.findall(r'href="#([^"]+)"', text) if f'id="{o}"' not in text]
 
@@ -154,7 +156,7 @@ def test_many_networks_many_classes_and_perfect_ones(tmp_path):
     y = torch.arange(165).repeat(2)
     z = 6*torch.nn.functional.one_hot(y, 165)+torch.randn(330, 165, generator=g)
     runs = {f'net {i}': (((1+i/10)*z).softmax(1),y) for i in range(8)}
-    text = report(tmp_path/'a.html', {'perfect': (torch.nn.functional.one_hot(y, 165).double(),y), **runs}, n=3).read_text()
+    text = calibration_report(tmp_path/'a.html', {'perfect': (torch.nn.functional.one_hot(y, 165).double(),y), **runs}, n=3).read_text()
     assert 'perfect makes no mistake' in text and 'The first 6 of 9 networks are drawn' in text and 'net 7 says' in text and 'nan' not in re.sub('base64,[^"]*', '', text)
 
 def test_gaps_of_a_few_images_are_not_marked(tmp_path):
@@ -163,7 +165,7 @@ def test_gaps_of_a_few_images_are_not_marked(tmp_path):
     guess = torch.tensor([0]*35+[1]*5)                       # all wrong: 35 of them sure, which is no chance, and 5
     p[torch.arange(n),guess] = .9
     sites = pd.DataFrame(dict(site=['big']*35+['small']*5))
-    text = report(tmp_path/'a.html', {'net': dict(preds=p, targs=(guess+1)%3, items=sites)}, n=3, by=['site']).read_text()
+    text = calibration_report(tmp_path/'a.html', {'net': dict(preds=p, targs=(guess+1)%3, items=sites)}, n=3, by=['site']).read_text()
     t,s = cells(text, 'net: the 1 guessed classes'),cells(text, 'net, by site')
     assert t.index.tolist()==['0'] and t['gap, points'].tolist()==['+90.0 *'] and s.loc['big','gap, points']=='+90.0 *' and s.loc['small','gap, points']=='+90.0'
 
@@ -175,26 +177,26 @@ def test_from_a_learner_and_never_on_what_calibrated_it(tmp_path):
     learn.fit(1, .1, cbs=OLSCallback())
     calibrate(learn)
     test = CalibrationInterpretation.from_learner(learn, ds_idx=2)
-    text = report(tmp_path/'a.html', {'ols': test}, n=5).read_text()
+    text = calibration_report(tmp_path/'a.html', {'ols': test}, n=5).read_text()
     assert 'id="soft-labels"' in text and 'on 60 images' in text and 'no images can be shown' in text and 'Sequential' in text
     on_valid = CalibrationInterpretation(learn, learn.dls.valid, None, preds=learn.get_preds()[0], targs=learn.get_preds()[1])
-    with pytest.raises(ValueError, match='60 of its 60 images'): report(tmp_path/'b.html', {'ols': on_valid}, n=5)
+    with pytest.raises(ValueError, match='60 of its 60 images'): calibration_report(tmp_path/'b.html', {'ols': on_valid}, n=5)
     assert not (tmp_path/'b.html').exists()
 
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     fn = tmp_path/'a.html'; fn.write_text('old')
     r = run(n=30)
-    with pytest.raises(ValueError, match='not finite'): report(fn, {'a': dict(r, preds=r['preds']*float('nan'))}, n=3)
+    with pytest.raises(ValueError, match='not finite'): calibration_report(fn, {'a': dict(r, preds=r['preds']*float('nan'))}, n=3)
     write,written = Path.write_text,[]
     def full(self, text, **kwargs):
         written.append(str(self))
         write(self, text[:99], **kwargs)
         raise OSError('no space left')
     monkeypatch.setattr(Path, 'write_text', full)
-    with pytest.raises(OSError, match='no space'): report(fn, {'a': r}, n=3)
+    with pytest.raises(OSError, match='no space'): calibration_report(fn, {'a': r}, n=3)
     def other(self, *args, **kwargs): written.append(str(self)); return write(self, *args, **kwargs)
     monkeypatch.setattr(Path, 'write_text', other)
-    report(tmp_path/'b.html', {'a': r}, n=3).unlink()
+    calibration_report(tmp_path/'b.html', {'a': r}, n=3).unlink()
     assert all(".part" in o for o in written) and len(written)==2   # nothing is ever written to a name that a reader opens
     monkeypatch.undo()
     assert fn.read_text()=='old' and [o.name for o in tmp_path.iterdir()]==['a.html']
@@ -204,7 +206,7 @@ def demo(tmp_path_factory):
     "What `make demo` writes: the same command, on fewer images, for one epoch"
     out = tmp_path_factory.mktemp('demo')
     data = brain_regions(out/'data', n_train=4, n_valid=1, n_test=2)
-    lists = [o for s in splits for o in (f'--{s}', str(data/f'{s}.csv'))]
+    lists = [o for s in SPLITS for o in (f'--{s}', str(data/f'{s}.csv'))]
     assert ols_compare([*lists, '--arch','small_cnn', '--size','24', '--epochs','1', '--workers','0', '--out',str(out/'demo'), '--quiet'])==0
     return out/'demo/report.html'
 

@@ -108,17 +108,18 @@ def test_nothing_is_wider_than_the_page(seen, device):
     assert not {page: v[device] for page,v in seen.items() if v[device]['over'] or v[device]['covered'] or v[device]['width']>widths[device]}
 
 def test_reference_has_every_public_name_and_its_docments(site, seen):
-    for fn in (root/'ols_fastai').glob('[!_]*.py'):
-        if fn.stem=='all': continue
-        names = import_module(f'ols_fastai.{fn.stem}').__all__
-        assert not {f'ols_fastai.{fn.stem}.{o}' for o in names}-set(seen[f'reference/{fn.stem}.html']['ids'])
-    text = re.sub(r'<[^>]+>|\s+', ' ', (site/'reference/callback.html').read_text())
+    for fn in (root/'ols_fastai').rglob('[!_]*.py'):
+        mod = '.'.join(fn.relative_to(root/'ols_fastai').with_suffix('').parts)
+        if mod=='all': continue
+        names = import_module(f'ols_fastai.{mod}').__all__
+        assert not {f'ols_fastai.{mod}.{o}' for o in names}-set(seen[f'reference/{mod}.html']['ids'])
+    text = re.sub(r'<[^>]+>|\s+', ' ', (site/'reference/train.ols.html').read_text())
     assert "Epochs in which soft labels are learnt but only the learner’s own loss is trained on" in text
     assert "Keep just the largest so many entries of a row" in text, "what comes by @delegates is not there"
 
 def test_notebook_links_names_to_the_reference_and_hides_what_nbdev_hides(site, seen, address):
-    page = 'nbs/01_callback.html'
-    assert address+'reference/soft_labels.html#ols_fastai.soft_labels.SoftLabels' in seen[page]['links']
+    page = 'nbs/22_train.ols.html'
+    assert address+'reference/train.soft_labels.html#ols_fastai.train.soft_labels.SoftLabels' in seen[page]['links']
     text = (site/page).read_text()
     assert '#| ' not in re.sub(r'<[^>]+>', '', text) and 'nbdev_export' not in text
 
@@ -130,7 +131,7 @@ def test_mathematics_is_drawn_without_scripts(site):
 def test_search_finds_prose_and_names(browser, address):
     from selenium.webdriver.support.ui import WebDriverWait
     as_wide_as(browser, 'phone')
-    for word,page in (('temperature','nbs/09_posthoc.html'),('OLSCallback','reference/callback.html')):
+    for word,page in (('temperature','nbs/33_calibration.scaling.html'),('OLSCallback','reference/train.ols.html')):
         browser.get(f'{address}search.html?q={word}')
         WebDriverWait(browser, 15).until(lambda b: b.execute_script("return /found|match/i.test(document.querySelector('#search-results p, .search-summary')?.textContent)"))
         links = browser.execute_script("return [...document.querySelectorAll('#search-results a')].map(o => o.href)")
