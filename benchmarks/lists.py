@@ -50,9 +50,9 @@ def short(path):
     from ols_fastai.data.loaders import image_dls
     from ols_fastai.data.lists import read_lists
     df = read_lists(*[path/f'RadiologyAI_{o}.csv' for o in ('train','val')])
-    return image_dls(df.groupby('label').head(600), root=path, size=64, bs=bs, num_workers=2, device='cpu', complete=False)
+    return image_dls(df.groupby('label').head(600), root=path, size=64, bs=bs, num_workers=2, device='cpu', check_files=False)
 
-ways = {'image_dls': ours, 'image_dls, complete=False': lambda o: ours(o, complete=False), 'fastai from_df': fastais, 'image_dls of a short list': short}
+ways = {'image_dls': ours, 'image_dls, check_files=False': lambda o: ours(o, check_files=False), 'fastai from_df': fastais, 'image_dls of a short list': short}
 
 def rss(): return int(open('/proc/self/statm').read().split()[1])*4096/1e6
 

@@ -37,7 +37,7 @@ def took(f, n=1):
 def scale():
     p,t = made(N:=1_350_000)
     start = peak()
-    def once(): s = sample_stats(p, t); return [f(s) for f in BINNED+PLAIN+WHOLE+[reliability,risk_coverage,summary_metrics,consistency_band]]
+    def once(): s = sample_stats(p, t); return [f(s) for f in BINNED+PLAIN+WHOLE+[reliability_table,risk_coverage,summary_metrics,consistency_band]]
     _,secs = took(once)
     yield dict(name='all measures, read once', N=N, seconds=secs, peak_over_input_GiB=peak()-start)
     _,secs = took(lambda: sample_stats(p, t))

@@ -49,7 +49,7 @@ def rows(out, seed):
     for method,spec in {**default, **tuned}.items():
         t,info = load(spec)
         valid = t['valid_preds'],t['valid_targs']
-        for scaled,T in (('no',1.), ('temperature',fit_temperature(*valid)), ('entropy',entropy_temperature(t['preds'], *fit_entropy_temperature(*valid)))):
+        for scaled,T in (('none',1.), ('temperature',fit_temperature(*valid)), ('entropy',entropy_temperature(t['preds'], *fit_entropy_temperature(*valid)))):
             yield dict(method=method, spec=spec, seed=seed, scaled=scaled, T=float(torch.as_tensor(T).mean()), **summary_metrics(apply_temperature(t['preds'], T), t['targs']), seconds=info['seconds'])
 
 def table():

@@ -25,7 +25,7 @@ from calibrated import noisy
 here = Path(__file__).parent
 runs = here/'runs/studies'
 
-def _every(period=35, momentum=0., fallback='uniform'): return CrossEntropyLossFlat(),OLSCallback(period=period, momentum=momentum, fallback=fallback)
+def _every(period=35, momentum=0., fallback='uniform'): return CrossEntropyLossFlat(),OLSCallback(update_every=period, momentum=momentum, fallback=fallback)
 
 rivals = {'hard labels':'hard', 'label smoothing':'ls:eps=0.1', 'OLS':'ols:alpha=0.5'}
 # study -> setting -> (labels, images a region, {method: spec}); the order is that in which they run
@@ -84,7 +84,7 @@ def rows(study, setting, labels, n, methods):
             t,info = load_tensors(fn(spec, seed))
             T = fit_temperature(t['valid_preds'], t['valid_targs'])
             kept = t['S'].diagonal().mean().item() if 'S' in t else np.nan
-            for scaled,preds in (('no',t['preds']),('temperature',apply_temperature(t['preds'], T))):
+            for scaled,preds in (('none',t['preds']),('temperature',apply_temperature(t['preds'], T))):
                 yield dict(study=study, setting=setting, method=method, spec=spec, labels=labels, n_per_class=n, epochs=info['settings']['epochs'], seed=seed, wrong=wrong(labels, n, seed),
                            scaled=scaled, T=T, **summary_metrics(preds, t['targs']), S_diagonal=kept)
 

@@ -32,7 +32,7 @@ for folder in map(Path, sys.argv[1:]):
         for name,f in ways.items():
             valid,test = (f(t[o].double()) for o in ('valid_preds','preds'))
             temp = fit_temperature(valid, t['valid_targs'])
-            for scaled,p in (('no',test),('temperature',apply_temperature(test, temp))):
+            for scaled,p in (('none',test),('temperature',apply_temperature(test, temp))):
                 rows.append(dict(data=folder.name, way=name, scaled=scaled, seed=info['seed'], **summary_metrics(p, t['targs'])))
 df = pd.DataFrame(rows).assign(versions=str(package_versions()))
 write_csv(df, Path(__file__).parent/'unmix.csv')

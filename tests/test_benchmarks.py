@@ -184,7 +184,7 @@ def stripes(tmp_path, monkeypatch):
 
 def test_the_table_is_of_the_networks_that_were_measured(stripes):
     df,places = compactness.table('')
-    r = pd.read_csv(stripes/'results.csv').query("scaled=='no'")
+    r = pd.read_csv(stripes/'results.csv').query("scaled=='none'")
     assert dict(zip(zip(df.spec, df.seed), df['Top-1 error %']))==pytest.approx(dict(zip(zip(r.method, r.seed), r['Top-1 error %'])))
     assert len(df)==4 and df[['silhouette','intra/inter','NC1']].notna().all(axis=None) and df['NC1'].nunique()==4
     assert places.groupby(['method','label']).size().tolist()==[5]*6 and set(places.seed)=={0}

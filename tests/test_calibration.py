@@ -106,7 +106,7 @@ def test_scikit_learn(data):
     if 0<hit.sum()<len(hit): same(confidence_auroc(p, t), skm.roc_auc_score(hit, conf))
     for n_bins,way in ((15,'uniform'),(4,'quantile')):
         acc,mean = calibration_curve(hit, conf.clip(max=1), n_bins=n_bins, strategy=way)
-        r = reliability(p, t, n_bins, adaptive=way=='quantile'); r = r[r['count']>0]
+        r = reliability_table(p, t, n_bins, adaptive=way=='quantile'); r = r[r['count']>0]
         if way=='uniform' or len(np.unique(conf))==len(conf): np.testing.assert_allclose(r[['accuracy','confidence']].values, np.stack([acc,mean], 1), atol=1e-9)
 
 @cases
@@ -155,7 +155,7 @@ def test_smooth_ece_is_where_error_and_width_are_equal(seed):
 
 def test_torchmetrics_puts_a_confidence_of_1_into_a_bin_of_its_own():
     p,t = torch.tensor([[1.,0.],[.95,.05]], dtype=torch.float64),torch.tensor([0,1])
-    same(ece(p, t, 10), abs((1+.95)/2-.5)); assert reliability(p, t, 10)['count'].tolist()==[0]*9+[2]
+    same(ece(p, t, 10), abs((1+.95)/2-.5)); assert reliability_table(p, t, 10)['count'].tolist()==[0]*9+[2]
     same(multiclass_calibration_error(p, t, 2, 10).item(), .95/2, 1e-6)  # if this fails it has been mended there
 
 # Properties
@@ -176,7 +176,7 @@ def test_properties(data, n_bins):
     assert aurc(p, t)==pytest.approx((rc:=risk_coverage(p, t)).risk@np.diff(rc.coverage, prepend=0)) and rc.threshold.is_monotonic_decreasing and rc.threshold.is_unique
     same(rc.risk.iloc[-1], 1-acc)
     same(np.nan_to_num((1-acc)*over_confidence(p, t))-np.nan_to_num(acc*under_confidence(p, t)), mean_confidence(p)-acc)
-    assert reliability(p, t, n_bins)['count'].sum()==reliability(p, t, n_bins, adaptive=True)['count'].sum()==len(t)
+    assert reliability_table(p, t, n_bins)['count'].sum()==reliability_table(p, t, n_bins, adaptive=True)['count'].sum()==len(t)
 
 @settings(cases, max_examples=60)
 @given(any_preds(), st.integers(0, 99))
@@ -208,7 +208,7 @@ def test_chunks_are_joined():
     s = sample_stats(p.float(), t)
     q = p.float().double()
     rank = (q.argsort(dim=1, descending=True, stable=True)==t[:,None]).int().argmax(1)
-    assert torch.equal(torch.from_numpy(s.rank), rank.long()) and torch.equal(torch.from_numpy(s.conf), q.max(1).values)
+    assert torch.equal(torch.from_numpy(s.rank), rank.long()) and torch.equal(torch.from_numpy(s.confidence), q.max(1).values)
     same(classwise_ece(p.float(), t), sum(ece_of(q[:,k], t==k) for k in range(500))/500)
 
 def ece_of(v, y):
@@ -256,14 +256,14 @@ def broken(row, kind):
 def test_the_first_bad_row_is_named(row, kind, says):
     with pytest.raises(ValueError, match=f'^row {row}: .*{says}.*1 such'): ece(*broken(row, kind))
 
-@pytest.mark.parametrize('f', MEASURES+[brier_decomposition, reliability, risk_coverage, consistency_band, summary_metrics, sample_stats])
+@pytest.mark.parametrize('f', MEASURES+[brier_decomposition, reliability_table, risk_coverage, consistency_band, summary_metrics, sample_stats])
 def test_every_measure_checks(f):
     p,t = draw(20, 4)
     for a,b,says in ((p.log(),t,'row 0: .*logits'),(p,t[:-1],'one true class a row'),(p[:0],t[:0],'empty'),(p[:,:1],t,'K of at least 2'),(p,t.float(),'integers'),(p,t+3,'is not in 0..3')):
         if f is mean_confidence and b is not t: continue
         with pytest.raises(ValueError, match=says): f(a, b)
 
-@pytest.mark.parametrize('f', BINNED+[brier_decomposition, reliability, consistency_band])
+@pytest.mark.parametrize('f', BINNED+[brier_decomposition, reliability_table, consistency_band])
 def test_no_bins(f):
     with pytest.raises(ValueError, match='n_bins must be at least 1, got 0'): f(*draw(20, 4), n_bins=0)
 

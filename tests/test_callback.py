@@ -388,10 +388,10 @@ def test_a_checkpoint_that_can_not_be_written_shows_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match='nofolder'): OLSCallback(checkpoint=tmp_path/'nofolder/a')
 
 def test_numbers_of_numpy_can_be_saved(tmp_path):
-    cb = OLSCallback(alpha=np.float32(.25), period=np.int64(4), momentum=np.float64(.5), checkpoint=tmp_path/'a')
+    cb = OLSCallback(alpha=np.float32(.25), update_every=np.int64(4), momentum=np.float64(.5), checkpoint=tmp_path/'a')
     toy_learner().fit(1, cbs=cb)
     back = OLSCallback.load(tmp_path/'a')
-    assert (back.alpha,back.period,back.label_args)==(.25,4,dict(momentum=.5))
+    assert (back.alpha,back.update_every,back.label_args)==(.25,4,dict(momentum=.5))
 
 @pytest.mark.parametrize('saved,wanted', [(None,2), (2,None), (3,2)])
 def test_load_with_another_top_k(tmp_path, saved, wanted):
@@ -410,12 +410,12 @@ def test_lr_find_with_another_network_binds_nothing():
     assert cb.S.shape==(4,4)
 
 def test_save_and_load_keep_everything(tmp_path):
-    cb = OLSCallback(alpha=.3, fallback='ls', eps=.2, momentum=.5, warmup=1, period=4, min_lam=.7)
+    cb = OLSCallback(alpha=.3, fallback='ls', eps=.2, momentum=.5, warmup=1, update_every=4, min_lam=.7)
     learn = toy_learner(); learn.dls.vocab = list('abcdef')
     learn.fit(2, cbs=cb)
     cb.save(tmp_path/'a')
     back = OLSCallback.load(tmp_path/'a')
-    for k in ('alpha','label_args','warmup','period','min_lam','n_trained','history','class_names'): assert getattr(back, k)==getattr(cb, k), k
+    for k in ('alpha','label_args','warmup','update_every','min_lam','n_trained','history','class_names'): assert getattr(back, k)==getattr(cb, k), k
     assert torch.equal(back.S, cb.S) and [o.name for o in tmp_path.iterdir()]==['a']
     cb.labels.used_fallback[2] = True
     cb.save(tmp_path/'a')
@@ -558,7 +558,7 @@ def test_warmup_learns_but_trains_on_the_hard_loss_alone():
     assert not torch.equal(run(3, OLSCallback(warmup=2)), run(3, None))
 
 def test_period_renews_within_an_epoch_and_carries_over():
-    cb = OLSCallback(period=4)                       # 6 batches an epoch: renewed after batches 4, 8, 12
+    cb = OLSCallback(update_every=4)                       # 6 batches an epoch: renewed after batches 4, 8, 12
     S = Watch(lambda o: cb.S.clone() if o.training else None, 'after_batch')
     correct = Watch(lambda o: int((o.pred.argmax(1)==o.y).sum()), 'before_backward')
     toy_learner().fit(2, cbs=[cb,S,correct])
@@ -606,6 +606,6 @@ def test_targets_that_are_no_classes_are_refused():
     with pytest.raises(TypeError, match=r'one integer label for each; got predictions \(40, 6\) torch.float32 and targets \(40, 6\) torch.float32'): learn.fit(1, cbs=OLSCallback())
 
 @pytest.mark.parametrize('kwargs,says', [(dict(alpha=-.1),'alpha'), (dict(alpha=2),'alpha'), (dict(init='x'),"'x'"), (dict(fallback='x'),"'x'"), (dict(momentum=1),'momentum'),
-                                         (dict(min_count=0),'min_count'), (dict(eps=2),'eps'), (dict(warmup=-1),'warmup'), (dict(period=0),'period'), (dict(top_k=0),'top_k')])
+                                         (dict(min_count=0),'min_count'), (dict(eps=2),'eps'), (dict(warmup=-1),'warmup'), (dict(update_every=0),'update_every'), (dict(top_k=0),'top_k')])
 def test_wrong_arguments_are_refused_at_once(kwargs, says):
     with pytest.raises(ValueError, match=says): OLSCallback(**kwargs)

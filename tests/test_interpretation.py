@@ -203,7 +203,7 @@ def test_grid(n_groups, n, visible):
     by = calibration_by(p, t, groups)
     assert [o.get_title().split('\n')[0] for o in axs]==by.index[:n].tolist() and len(axs)==visible
     mine = groups==by.index[0]
-    r = reliability(p[mine], t[mine], 10).query('count>0')
+    r = reliability_table(p[mine], t[mine], 10).query('count>0')
     np.testing.assert_allclose(axs[0].lines[-1].get_xydata(), r[['confidence','accuracy']])
     assert ('worst of' in fig.get_suptitle())==(n<n_groups)
 

@@ -84,8 +84,8 @@ def test_label_that_training_lacks(tmp_path):
 def test_same_file_in_two_splits(tmp_path):
     a,v = write(tmp_path/'a.csv', [('d/1.png','x')]),write(tmp_path/'v.csv', [('d/./e/..//1.png','x')])
     with pytest.raises(ValueError, match=r'd/1\.png is in train and in valid'): read_lists(a, v)
-    assert len(read_lists(a, v, allow='file'))==2
-    with pytest.raises(ValueError, match="not 'files'"): read_lists(a, v, allow='files')
+    assert len(read_lists(a, v, allow_overlap='file'))==2
+    with pytest.raises(ValueError, match="not 'files'"): read_lists(a, v, allow_overlap='files')
     assert len(read_lists([a, write(tmp_path/'b.csv', [('d/1.png','x')])], write(tmp_path/'w.csv', [('2.png','x')])))==3   # twice in one split is check_images' matter
 
 def test_same_file_by_link_absolute_name_or_case(shapes, tmp_path):
@@ -93,13 +93,13 @@ def test_same_file_by_link_absolute_name_or_case(shapes, tmp_path):
     for name in ('img/link/train0.png', str(tmp_path/'img/cyst/train0.png'), 'img/CYST/Train0.PNG'):
         v = write(tmp_path/'v.csv', [(name,'cyst')])
         with pytest.raises(ValueError, match='img/cyst/train0.png is in train and in valid'): image_dls(shapes['train'], v, bs=2, num_workers=0)
-        assert len(image_dls(shapes['train'], v, bs=2, num_workers=0, allow='file').valid_ds)==1
+        assert len(image_dls(shapes['train'], v, bs=2, num_workers=0, allow_overlap='file').valid_ds)==1
 
 def test_same_patient_in_two_splits(tmp_path):
     a,v = (write(tmp_path/f'{o}.csv', [(f'{o}.png','x','P7'),(f'{o}2.png','x','')], 'filename,label,who') for o in 'av')
     read_lists(a, v)
     with pytest.raises(ValueError, match='who P7 is in train and in valid'): read_lists(a, v, patient='who')
-    assert len(read_lists(a, v, patient='who', allow='patient'))==4
+    assert len(read_lists(a, v, patient='who', allow_overlap='patient'))==4
     for o in (a,v): o.write_text(o.read_text().replace('who', 'patient'))
     with pytest.raises(ValueError, match='patient P7'): read_lists(a, v)
 
@@ -205,9 +205,9 @@ def test_root_or_its_parent_and_missing_images(shapes, tmp_path):
     assert find_root(df, tmp_path)==find_root(df, tmp_path/'img')==tmp_path
     (tmp_path/'img/tear/valid1.png').unlink()
     with pytest.raises(FileNotFoundError, match=r'1 of 26 images .* img/tear/valid1\.png \(.*valid\.csv, line 6\)'): find_root(df, tmp_path)
-    assert find_root(df, tmp_path, complete=False)==tmp_path
+    assert find_root(df, tmp_path, check_files=False)==tmp_path
     with pytest.raises(FileNotFoundError, match='under'): image_dls(shapes['train'], shapes['valid'], bs=2)
-    assert len(image_dls(shapes['train'], shapes['valid'], bs=2, num_workers=0, complete=False).valid_ds)==6
+    assert len(image_dls(shapes['train'], shapes['valid'], bs=2, num_workers=0, check_files=False).valid_ds)==6
     with pytest.raises(FileNotFoundError, match='root must be'): find_root(df, tmp_path/'img/tear')
 
 def test_absolute_names(shapes, tmp_path):
@@ -267,7 +267,7 @@ def test_fit_predict_and_preds_in_the_order_of_the_list(shapes, tmp_path):
     assert (learn.get_preds(dl=labelled)[1]==targs).all()
 
 def test_export_is_small_and_loads_in_a_fresh_process(shapes, tmp_path):
-    learn = quiet(image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip', balanced=True))
+    learn = quiet(image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='replace', balanced=True))
     fn,image = tmp_path/'export.pkl',tmp_path/'img/cyst/test0.png'
     learn.export(fn)
     assert b'valid1.png' not in fn.read_bytes()                          # the list stays at home
@@ -325,7 +325,7 @@ def test_raise_names_file_and_row(shapes, tmp_path, num_workers):
 def test_skip_takes_another_of_the_class_and_tells_each_epoch(shapes, tmp_path, num_workers):
     for o in ('train0','train3'): cut(tmp_path/f'img/cyst/{o}.png')
     (tmp_path/'img/tear/train7.png').unlink()
-    learn = quiet(image_dls(**shapes, size=24, bs=4, num_workers=num_workers, on_error='skip', complete=False))
+    learn = quiet(image_dls(**shapes, size=24, bs=4, num_workers=num_workers, on_error='replace', check_files=False))
     known = {cv2.imread(str(o), 0).tobytes(): o.parent.name for o in (tmp_path/'img').rglob('train*.png') if cv2.imread(str(o), 0) is not None}
     for _ in range(2):
         with warnings.catch_warnings(record=True) as told:
@@ -339,18 +339,18 @@ def test_skip_takes_another_of_the_class_and_tells_each_epoch(shapes, tmp_path, 
 
 def test_skip_is_for_training_alone(shapes, tmp_path):
     cut(tmp_path/'img/tear/valid1.png')
-    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip')
+    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='replace')
     with pytest.raises(ValueError, match=r'valid\.csv, line 6'): list(dls.valid)
     assert len(dls.valid.skipped())==0
 
 def test_skip_gives_up_where_all_of_a_class_are_bad(shapes, tmp_path):
-    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip')
+    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='replace')
     for o in (tmp_path/'img/cyst').glob('train*'): cut(o)
     with pytest.raises(ValueError, match='no other image of cyst'): list(dls.train)
 
 def test_skip_when_the_first_image_is_bad(shapes, tmp_path):
     cut(tmp_path/'img/cyst/train0.png')
-    assert len(image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='skip').train_ds)==16
+    assert len(image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='replace').train_ds)==16
     with pytest.raises(ValueError, match='line 2'): image_dls(**shapes, size=8, bs=4, num_workers=0)
 
 # --- the check before the night -----------------------------------------------------------------------------------------------------------

@@ -346,34 +346,34 @@ def test_the_callback_survives_an_export(tmp_path):
 
 # ---- conformal sets
 
-def one_coverage(kind, miss, n, m, seed):
+def one_coverage(kind, miscoverage, n, m, seed):
     z,y = logits_and_targs(n+m, 5, T=1.5, seed=seed)           # over-confident: the promise needs no calibration
     p = z.softmax(1)
-    s = ConformalSets(p[:n], y[:n], miss, kind)
+    s = ConformalSets(p[:n], y[:n], miscoverage, kind)
     return s.table(p[n:], y[n:]).iloc[0]
 
-@pytest.mark.parametrize('miss', [.05,.1,.3])
+@pytest.mark.parametrize('miscoverage', [.05,.1,.3])
 @pytest.mark.parametrize('kind', ['lac','aps'])
-def test_the_sets_cover_what_was_asked(kind, miss):
+def test_the_sets_cover_what_was_asked(kind, miscoverage):
     n,m,runs = 199,2000,40
-    hits = sum(one_coverage(kind, miss, n, m, s).coverage*m for s in range(runs))
+    hits = sum(one_coverage(kind, miscoverage, n, m, s).coverage*m for s in range(runs))
     # the hits of one run are beta-binomial (Angelopoulos & Bates 2021, appendix C); the sum of 40 is about normal
-    k = int(np.ceil((n+1)*(1-miss)-1e-9)); law = stats.betabinom(m, k, n+1-k)
+    k = int(np.ceil((n+1)*(1-miscoverage)-1e-9)); law = stats.betabinom(m, k, n+1-k)
     assert abs(hits-runs*law.mean()) < 4*(runs*law.var())**.5 if kind=='lac' else hits-runs*law.mean() > -4*(runs*law.var())**.5
 
 def test_aps_is_never_empty_and_larger():
     aps,lac = (pd.DataFrame([one_coverage(k, .1, 199, 1000, s) for s in range(20)]) for k in ('aps','lac'))
     assert (aps['empty']==0).all() and aps.coverage.mean()<.93 and aps['mean size'].mean()>lac['mean size'].mean()
 
-@given(n=st.integers(1, 60), miss=st.floats(.02, .9), kind=st.sampled_from(['lac','aps']), K=st.integers(2, 6), ties=st.booleans(), seed=st.integers(0, 99))
+@given(n=st.integers(1, 60), miscoverage=st.floats(.02, .9), kind=st.sampled_from(['lac','aps']), K=st.integers(2, 6), ties=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=120, deadline=None)
-def test_sets_by_the_definition(n, miss, kind, K, ties, seed):
+def test_sets_by_the_definition(n, miscoverage, kind, K, ties, seed):
     g = torch.Generator().manual_seed(seed)
     def make(n):
         z = 2*torch.randn(n, K, generator=g)
         return (z.round() if ties else z).softmax(1), torch.randint(0, K, (n,), generator=g)
     (p,y),(q,_) = make(n),make(7)
-    s = ConformalSets(p, y, miss, kind)
+    s = ConformalSets(p, y, miscoverage, kind)
     def scores(p):
         p,out = p.double().numpy(),np.zeros(p.shape)
         if kind=='lac': return 1-p
@@ -382,7 +382,7 @@ def test_sets_by_the_definition(n, miss, kind, K, ties, seed):
             out[i,order] = np.cumsum(row[order])
         return out
     cal = np.sort(scores(p)[np.arange(n),y.numpy()])
-    k = int(np.ceil(round((n+1)*(1-miss), 6)))
+    k = int(np.ceil(round((n+1)*(1-miscoverage), 6)))
     assert s.threshold==(np.inf if k>n else cal[k-1])
     sets = s(q).numpy()
     low = scores(q)<=s.threshold

@@ -131,7 +131,7 @@ def test_mathematics_is_drawn_without_scripts(site):
 def test_search_finds_prose_and_names(browser, address):
     from selenium.webdriver.support.ui import WebDriverWait
     as_wide_as(browser, 'phone')
-    for word,page in (('temperature','nbs/33_calibration.scaling.html'),('OLSCallback','reference/train.ols.html')):
+    for word,page in (('temperature','nbs/34_calibration.scaling.html'),('OLSCallback','reference/train.ols.html')):
         browser.get(f'{address}search.html?q={word}')
         WebDriverWait(browser, 15).until(lambda b: b.execute_script("return /found|match/i.test(document.querySelector('#search-results p, .search-summary')?.textContent)"))
         links = browser.execute_script("return [...document.querySelectorAll('#search-results a')].map(o => o.href)")

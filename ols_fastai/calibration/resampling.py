@@ -40,11 +40,11 @@ def _resamples(N, groups, n, seed, order): # n arrays of rows in this order, dra
     return (np.repeat(order, np.bincount(rng.integers(G, size=G), minlength=G)[codes]) for _ in range(n))
 
 def _bootstrap(metrics, stats, groups, n, seed, level): # of one network, or of the difference of two
-    metrics,N = _named(metrics),len(stats[0].conf)
+    metrics,N = _named(metrics),len(stats[0].confidence)
     def value(stats):
         a,*b = (_evaluate(metrics, s) for s in stats)
         return a-b[0] if b else a
-    order = np.argsort(stats[0].conf)  # so that measures that sort find it done
+    order = np.argsort(stats[0].confidence)  # so that measures that sort find it done
     draws,v = np.stack([value([s.take(rows) for s in stats]) for rows in _resamples(N, groups, n, seed, order)]),value(stats)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # what is not defined in any draw, such as the AUROC without a mistake, is NaN, and says so
@@ -104,7 +104,7 @@ def consistency_band(
 )->pd.DataFrame: # `reliability`, with `band_low` and `band_high` (NaN where empty)
     """Where the accuracy of each bin would fall if the network were calibrated (Brocker & Smith 2007). They draw samples, then outcomes by the confidences; with fixed bins that is
     a multinomial number of samples in each and a binomial number of right ones at its mean confidence, so that this is drawn, at no cost that grows with N"""
-    r = reliability(preds, targs, n_bins, adaptive)
+    r = reliability_table(preds, targs, n_bins, adaptive)
     rng,full = np.random.default_rng(seed),r['count'].values>0
     count = rng.multinomial(r['count'].sum(), (r['count']/r['count'].sum())[full], size=n)
     right = rng.binomial(count, r.confidence[full].clip(0, 1))

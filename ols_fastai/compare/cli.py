@@ -174,7 +174,7 @@ def _check(lists, out, console):
     fn = out/'check.csv'
     out.mkdir(parents=True, exist_ok=True)
     if not fn.exists():  # it is part of what the runs were made with: a second start must leave out the same
-        df,root = image_table(**lists, complete=False)
+        df,root = image_table(**lists, check_files=False)
         check_images(df, root, progress=False, csv=fn)
     bad = pd.read_csv(fn)
     console.print('check: ' + (', '.join(f'{n} {k}' for k,n in bad.problem.value_counts().items())+f'; left out, see {fn}' if len(bad) else 'all images are sound'), highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def _images(*args, **kwargs):
     if (lacks := [o for o in SPLITS if o not in set(df['split'])]): raise ValueError(f"a comparison needs images for train, valid and test, and there are none for {lacks[0]}")
     # each file's size too, so that other files of the same names are noticed
     rows = [(fn, label, split, os.path.getsize(base/fn)) for fn,label,split in zip(df.filename, df.label, df['split'])]
-    return dict(train=df, root=base, complete=False),hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    return dict(train=df, root=base, check_files=False),hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 def _make(name, args):
     "Loss and callback of a method, or an error that names it"
@@ -121,8 +121,8 @@ class _Comparison:
                         save_tensors(self.file('runs', spec, seed), tensors, info)
                         self.file('unfinished', spec, seed).unlink(missing_ok=True)
                 T = fit_temperature(tensors['valid_preds'], tensors['valid_targs'])
-                for scaled,t in (('no',1.),('temperature',T)):
-                    preds = tensors['preds'] if scaled=='no' else apply_temperature(tensors['preds'], T)
+                for scaled,t in (('none',1.),('temperature',T)):
+                    preds = tensors['preds'] if scaled=='none' else apply_temperature(tensors['preds'], T)
                     rows.append(dict(method=spec, seed=seed, scaled=scaled, **summary_metrics(preds, tensors['targs'], n_bins), T=t, seconds=info['seconds']))
                 r = rows[-2]
                 console.print(f"{method_title(spec)}, seed {seed}: Top-1 error {r['Top-1 error %']:.1f} %, ECE {r[f'ECE ({n_bins} bins)']:.3f}, "
@@ -255,8 +255,8 @@ def print_summary(
     console:Console # Where it is shown
 ):
     "Two tables, a row a method: as trained, and after temperature scaling; the best of each column in bold where a column has a best"
-    for scaled,what in (('no','as trained'),('temperature','after temperature scaling on the validation images')):
-        r = results[results.scaled==scaled].drop(columns=['T'] if scaled=='no' else ['seconds','accuracy %'])
+    for scaled,what in (('none','as trained'),('temperature','after temperature scaling on the validation images')):
+        r = results[results.scaled==scaled].drop(columns=['T'] if scaled=='none' else ['seconds','accuracy %'])
         s,n = summarize_seeds(r),r.seed.nunique()
         means = r.groupby('method', sort=False).mean(numeric_only=True)
         title = f'Test set, {what}; ' + (f'mean of {n} seeds ± half of the 95 % interval' if n>1 else 'one seed: differences may be chance')

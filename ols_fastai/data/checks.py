@@ -52,7 +52,7 @@ def check_images(
     csv:str|Path|None=None # Also write the table to this file
 )->pd.DataFrame: # A row a problem: `filename`, `label`, `split`, `problem`, `detail`; empty if all is well
     "Find missing, unreadable, cut off and blank images, and those that are there twice"
-    base,df = find_root(df, root, complete=False),df.reset_index(drop=True)
+    base,df = find_root(df, root, check_files=False),df.reset_index(drop=True)
     names,digests,bad = df.filename.tolist(),np.zeros((len(df),2), np.uint64),{}
     parts = [range(i, min(i+64, len(df))) for i in range(0, len(df), 64)]  # not a task an image: a million waiting tasks take gigabytes
     with ThreadPoolExecutor(n_workers or defaults.cpus) as pool:

@@ -152,26 +152,26 @@ def _warn_of_spellings(df):
 def check_splits(
     df:pd.DataFrame, # With the columns `filename`, `label` and `split`
     patient:str|None='patient', # Column of patients, or of whatever else must stay together; the default need not be there
-    allow:str|tuple=() # 'file' and 'patient': what may be in two splits after all
+    allow_overlap:str|tuple=() # 'file' and 'patient': what may be in two splits after all
 ):
     "Raise `ValueError` for an image or a patient in two splits, and for a label that training lacks. Warns of labels that differ by case alone, and of other columns that look like patients"
-    allow = L(allow)
-    if (bad := [o for o in allow if o not in ('file','patient')]): raise ValueError(f"allow takes 'file' and 'patient', not {bad[0]!r}")
+    allow_overlap = L(allow_overlap)
+    if (bad := [o for o in allow_overlap if o not in ('file','patient')]): raise ValueError(f"allow_overlap takes 'file' and 'patient', not {bad[0]!r}")
     _split_codes(df); _check_labels(df); _warn_of_spellings(df)
-    if 'file' not in allow and (found := _in_two_splits(df, df.filename)):
-        raise ValueError(f"{found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: a network must not be judged on images that it was trained or calibrated on (allow='file' lets it)")
+    if 'file' not in allow_overlap and (found := _in_two_splits(df, df.filename)):
+        raise ValueError(f"{found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: a network must not be judged on images that it was trained or calibrated on (allow_overlap='file' lets it)")
     if patient=='patient' and patient not in df: return _warn_of_patients(df)
     if patient is None: return
     if patient not in df: raise ValueError(f"there is no column {patient!r} of patients: the columns are {', '.join(map(repr, df.columns))}")
-    if 'patient' not in allow and (found := _in_two_splits(df, df[patient])):
-        raise ValueError(f"{patient} {found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: `split_by_group` makes a split where none is (allow='patient' lets it)")
+    if 'patient' not in allow_overlap and (found := _in_two_splits(df, df[patient])):
+        raise ValueError(f"{patient} {found[0]} is in {' and in '.join(found[1])}{_more(found[2])}: `split_by_group` makes a split where none is (allow_overlap='patient' lets it)")
 
 def read_lists(
     train:str|Path|list, # List file of the training images, or several
     valid:str|Path|list, # Of the validation images
     test:str|Path|list|None=None, # Of the test images
     patient:str|None='patient', # See `check_splits`
-    allow:str|tuple=(), # See `check_splits`
+    allow_overlap:str|tuple=(), # See `check_splits`
     **kwargs # Columns and header, see `read_list`
 )->pd.DataFrame: # As `read_list`, and `split`: 'train', 'valid' or 'test'
     "Read the lists of a data set. Raises what `read_list` and `check_splits` raise"
@@ -180,7 +180,7 @@ def read_lists(
         if set(o)!=set(dfs[0]): dfs[i] = o = o.reindex(columns=list(dict.fromkeys([*o, *dfs[0]])), fill_value='')
     df = pd.concat(dfs, ignore_index=True)
     df = df.fillna('') if df.isna().any(axis=None) else df
-    check_splits(df, patient, allow)
+    check_splits(df, patient, allow_overlap)
     return df[['filename','label',*[o for o in df if o not in ('filename','label','split','list','line')],'split','list','line']]
 
 # %% ../../nbs/11_data.lists.ipynb #0046ec18
@@ -301,7 +301,7 @@ def find_images(
     df:pd.DataFrame, # Has a column `filename`
     base:str|Path, # Folder that the names are relative to
     patient:str|None='patient', # See `check_splits`
-    allow:str|tuple=() # See `check_splits`; where the same file has two names, through links or by case, it is found here
+    allow_overlap:str|tuple=() # See `check_splits`; where the same file has two names, through links or by case, it is found here
 )->pd.DataFrame: # `df` with the names as they are on disk
     "Look for all images. Raises `FileNotFoundError` naming the first that is missing, and `ValueError` for a name that may be two files"
     base,real_base,cache,missing = Path(base),os.path.realpath(base),{},[]
@@ -324,25 +324,25 @@ def find_images(
                                 + (f" ({_where(first_row)[:-2]})" if _where(first_row) else '') + "; "
                                 + ("file names need / where this one has a backslash" if '\\' in first_row.filename else "`check_images` lists all, for exclude="))
     out = df.assign(filename=names) if changed else df
-    if 'split' in df and (out is not df or real): check_splits(out.assign(filename=[real.get(i, o) for i,o in enumerate(names)]) if real else out, patient, allow)
+    if 'split' in df and (out is not df or real): check_splits(out.assign(filename=[real.get(i, o) for i,o in enumerate(names)]) if real else out, patient, allow_overlap)
     return out
 
 # %% ../../nbs/11_data.lists.ipynb #c96d8a14
 def find_root(
     df:pd.DataFrame, # From `read_lists`
     root:str|Path, # Folder that the file names are relative to, or the data set's own folder inside it
-    complete:bool=True # Must all files be there?
+    check_files:bool=True # Must all files be there?
 )->Path: # The folder that they are relative to
     "Find where the images are. Raises `FileNotFoundError` naming the first missing image and how many there are"
     root = Path(os.path.abspath(Path(root).expanduser()))
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: root must be the one that the list's file names are relative to")
     first_fn,tops = df.filename.iloc[0],(root,root.parent)
-    base = next((o for fn in (df.filename[:1] if complete else df.filename) for o in tops if os.path.exists(os.path.join(o, fn))), None)
+    base = next((o for fn in (df.filename[:1] if check_files else df.filename) for o in tops if os.path.exists(os.path.join(o, fn))), None)
     base = base or next((o for o in tops if first_fn[0]!='/' and _on_disk(o, first_fn, {})), None)
     if base is None: base = next((o for o in tops for fn in df.filename[:1000] if os.path.exists(os.path.join(o, fn))), None)
     if base is None: raise FileNotFoundError(f"no image {first_fn} under {root} or {root.parent}: root must be the folder that the list's file names are relative to"
                                              + ("; file names need / where this one has a backslash" if '\\' in first_fn else ''))
-    if complete: find_images(df, base, allow=('file','patient'))
+    if check_files: find_images(df, base, allow_overlap=('file','patient'))
     return base
 
 # %% ../../nbs/11_data.lists.ipynb #4e7297ab
@@ -386,19 +386,19 @@ def image_table(
     test:str|Path|list|None=None, # List of the test images
     root:str|Path|None=None, # Folder of the images; default: the training list's
     exclude=None, # File names to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
-    complete:bool=True, # Look for all files first? See `find_root`
+    check_files:bool=True, # Look for all files first? See `find_root`
     patient:str|None='patient', # See `check_splits`
-    allow:str|tuple=(), # See `check_splits`
+    allow_overlap:str|tuple=(), # See `check_splits`
     **kwargs # Columns and header of the lists, see `read_list`
 )->tuple: # Table with the columns `filename`, `label` and `split`, and the folder that its names are relative to
     "All images of a data set, checked and found. Raises what `read_lists`, `drop_images`, `find_root` and `find_images` raise"
     is_table = isinstance(train, pd.DataFrame)
     if is_table!=(valid is None): raise ValueError("a table with the column split stands for all lists; otherwise train and valid are needed")
-    df = train if is_table else read_lists(train, valid, test, patient, allow, **kwargs)
-    if is_table: check_splits(df, patient, allow)
+    df = train if is_table else read_lists(train, valid, test, patient, allow_overlap, **kwargs)
+    if is_table: check_splits(df, patient, allow_overlap)
     df = drop_images(df, exclude)
     if root is None:
         if is_table and df.filename.iloc[0][0]!='/': raise ValueError("root must be given with a table: the folder that its file names are relative to")
         root = '/' if df.filename.iloc[0][0]=='/' else Path(L(train)[0]).parent
-    base = find_root(df, root, complete=False)
-    return find_images(df, base, patient, allow) if complete else df, base
+    base = find_root(df, root, check_files=False)
+    return find_images(df, base, patient, allow_overlap) if check_files else df, base

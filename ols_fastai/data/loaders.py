@@ -111,7 +111,7 @@ class ReadRow(Transform):
         on_error:str='raise' # See `image_block`
     ):
         super().__init__()
-        if on_error not in ('raise','skip'): raise ValueError(f"on_error is 'raise' or 'skip', got {on_error!r}")
+        if on_error not in ('raise','replace'): raise ValueError(f"on_error is 'raise' or 'replace', got {on_error!r}")
         self.root,self.reads,self.on_error = Path(root),reads,on_error
     def _read(self, o):
         for f in self.reads: o = f(o)
@@ -123,7 +123,7 @@ class ReadRow(Transform):
         if not isinstance(o, TableRow): return self._read(self.root/o['filename'] if isinstance(o, pd.Series) else o)
         s,(im,e) = o.items,self._try(o.items, o.i)
         if e is None: return im
-        skip = self.on_error=='skip' and o.i<s.starts[1]
+        skip = self.on_error=='replace' and o.i<s.starts[1]
         if skip:
             s.bad[o.i] = 1
             others = [i for i in s.like(o.i).tolist() if not s.bad[i]] if len(s.like(o.i))<1000 else random.sample(s.like(o.i).tolist(), 100)
@@ -184,15 +184,15 @@ def image_block(
     size:int|tuple=224, # In pixels, see `CVResize`
     crop:float=1., # See `CVResize`
     flip:bool=False, # See `CVResize`
-    on_error:str='raise', # An image that can't be read: 'raise', or in training 'skip', which takes another of its class
+    on_error:str='raise', # An image that can't be read: 'raise', or in training 'replace', which takes another of its class
     balanced:bool=False, # Draw all classes equally often in training?
     **kwargs
 )->DataBlock: # Call its `dataloaders(df)`
     "The `DataBlock` of a list of images"
     vocab = sorted(df.label[df['split']=='train'].unique())
     image = CVImageBlock(**kwargs)
-    image.type_tfms = L(ReadRow(find_root(df, root, complete=False), list(image.type_tfms), on_error))
-    return TableBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)), get_items=partial(TableItems.create, watch=on_error=='skip'), get_y=RowLabel(),
+    image.type_tfms = L(ReadRow(find_root(df, root, check_files=False), list(image.type_tfms), on_error))
+    return TableBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)), get_items=partial(TableItems.create, watch=on_error=='replace'), get_y=RowLabel(),
                      item_tfms=CVResize(size, crop, flip), dl_type=BalancedDL if balanced else TableDL)
 
 # %% ../../nbs/13_data.loaders.ipynb #68b9b7e6
@@ -208,13 +208,13 @@ def image_dls(
     num_workers:int|None=None, # Processes that read images; default: one a core
     device=None, # Default: the GPU, if there is one
     exclude=None, # See `drop_images`
-    complete:bool=True, # Look for all files first? See `find_root`
+    check_files:bool=True, # Look for all files first? See `find_root`
     patient:str|None='patient', # See `check_splits`
-    allow:str|tuple=(), # See `check_splits`
+    allow_overlap:str|tuple=(), # See `check_splits`
     **kwargs
 )->DataLoaders: # `dls.counts` has the training images of each class, before and after sampling
     "`DataLoaders` from list files with the columns `filename,label`, or a table"
-    df,base = image_table(train, valid, test, root, exclude, complete, patient, allow)
+    df,base = image_table(train, valid, test, root, exclude, check_files, patient, allow_overlap)
     all_train = df[df['split']=='train'][['label']]
     if n_per_class is not None:
         is_train = df['split']=='train'

@@ -44,7 +44,7 @@ class OLSCallback(Callback):
         alpha:float|str=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off; 'auto': set after every epoch by validation, see below
         min_lam:float=0.9, # MixUp, CutMix: an image teaches the soft labels only if at least this share of it is its own
         warmup:int=0, # Epochs in which soft labels are learnt but only the learner's own loss is trained on
-        period:int|None=None, # Make new soft labels every so many batches, and not at the end of an epoch
+        update_every:int|None=None, # Make new soft labels every so many batches, and not at the end of an epoch
         checkpoint:str|Path|None=None, # File to `save` to after every epoch
         **kwargs
     ):
@@ -52,13 +52,13 @@ class OLSCallback(Callback):
         if self.auto: alpha,self.run_valid = .5,True
         if isinstance(alpha, str) or not 0<=alpha<=1: raise ValueError(f"alpha must be in [0, 1] or 'auto', got {alpha!r}")
         if warmup<0: raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
-        if period is not None and period<1: raise ValueError(f"period must be at least 1 batch, got {period}")
+        if update_every is not None and update_every<1: raise ValueError(f"update_every must be at least 1 batch, got {update_every}")
         if checkpoint is not None:
             checkpoint = Path(checkpoint).expanduser()
             if not checkpoint.parent.is_dir(): raise FileNotFoundError(f"no folder {checkpoint.parent} to write the checkpoint to: make it first")
-        alpha,min_lam,warmup,period = (o.item() if hasattr(o, 'item') else o for o in (alpha,min_lam,warmup,period))  # numbers of numpy's are no JSON
+        alpha,min_lam,warmup,update_every = (o.item() if hasattr(o, 'item') else o for o in (alpha,min_lam,warmup,update_every))  # numbers of numpy's are no JSON
         kwargs = {k: v.item() if hasattr(v, 'item') else v for k,v in kwargs.items()}
-        self.alpha,self.min_lam,self.warmup,self.period,self.checkpoint,self.label_args = alpha,min_lam,warmup,period,checkpoint,kwargs
+        self.alpha,self.min_lam,self.warmup,self.update_every,self.checkpoint,self.label_args = alpha,min_lam,warmup,update_every,checkpoint,kwargs
         SoftLabels(2, **kwargs)  # a wrong argument shows here, not after the data has been loaded
         self.labels,self.class_names,self.history,self.n_trained = None,None,[],0
         self.learning,self.loss_args,self.mixer,self.n_correct,self.n_skipped,self.n_fit = False,{},None,0,0,0
@@ -103,7 +103,7 @@ def before_train(self:OLSCallback):
     self.now.in_fit = self.learning
     self.n_correct,self.n_skipped = 0,0
     # what an interrupted epoch left behind; with a period, the batches since the last update belong to the next one
-    if self.labels is not None and not self.period: self.labels.reset()
+    if self.labels is not None and not self.update_every: self.labels.reset()
     self._check_names()
     if self.learning: self._bind(get_model(self.learn.model))
 
@@ -195,7 +195,7 @@ def after_batch(self:OLSCallback):
     self.now.batch = None  # a batch cancelled before its forward pass still gets here, with nothing new
     self.labels.accumulate(z.float().softmax(-1), targs, keep)
     self.now.n_taken += 1
-    if self.period and self.learn.train_iter%self.period==0: self._renew()
+    if self.update_every and self.learn.train_iter%self.update_every==0: self._renew()
 
 @patch
 def _renew(self:OLSCallback):
@@ -212,7 +212,7 @@ def after_epoch(self:OLSCallback):
     self.after_batch()  # ShortEpochCallback and others cancel before a last batch gets to `after_batch`
     if not self.now.n_taken: return
     self.now.n_taken,self.now.in_fit = 0,False
-    if not self.period: self._renew()
+    if not self.update_every: self._renew()
     if self.n_skipped and not any(o['n_skipped'] for o in self.history):
         warnings.warn(f"{self.n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`. Where the loss is not finite too, a lower learning rate may help")
     self.n_trained += 1
@@ -290,7 +290,7 @@ def save(self:OLSCallback,
     "Write the soft labels and what they were learnt with. Raises `ValueError` if there are none yet"
     if self.labels is None: raise ValueError("nothing to save: this OLSCallback has not seen a batch yet; train with it first")
     state = self.state_dict()
-    args = dict(alpha='auto' if self.auto else self.alpha, **{k: getattr(self, k) for k in ('min_lam','warmup','period')})
+    args = dict(alpha='auto' if self.auto else self.alpha, **{k: getattr(self, k) for k in ('min_lam','warmup','update_every')})
     save_tensors(fn, state.pop('labels'), dict(state, args=args, label_args=self.label_args, version=version('ols_fastai')))
 
 @patch(cls_method=True)
