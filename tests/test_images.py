@@ -305,21 +305,21 @@ def test_min_side_is_off_and_for_jpeg_only(tmp_path):
 
 ## Statistics
 
-def test_model_stats():
-    assert model_stats('resnet50')==tuple(map(list, imagenet_stats)) and model_stats('vit_tiny_patch16_224')==half_stats
-    with pytest.raises(ValueError, match='resnet50'): model_stats('resnet50', half_stats)
-    with pytest.raises(ValueError, match='deviation'): model_stats('resnet50', (imagenet_stats[0],[.3,.3,.3]))
+def test_pretrained_stats():
+    assert pretrained_stats('resnet50')==tuple(map(list, imagenet_stats)) and pretrained_stats('vit_tiny_patch16_224')==inception_stats
+    with pytest.raises(ValueError, match='resnet50'): pretrained_stats('resnet50', inception_stats)
+    with pytest.raises(ValueError, match='deviation'): pretrained_stats('resnet50', (imagenet_stats[0],[.3,.3,.3]))
     model = timm.create_model('resnet18', num_classes=2)
-    assert model_stats(model, imagenet_stats)==model_stats('resnet18')
-    with pytest.raises(ValueError, match='ResNet'): model_stats(model, half_stats)
+    assert pretrained_stats(model, imagenet_stats)==pretrained_stats('resnet18')
+    with pytest.raises(ValueError, match='ResNet'): pretrained_stats(model, inception_stats)
     for o in ('small_cnn',nn.Linear(2,2)):
-        with pytest.raises(ValueError, match='no pretrained weights'): model_stats(o)
+        with pytest.raises(ValueError, match='no pretrained weights'): pretrained_stats(o)
 
-def test_model_stats_of_loaders(image_dls):
-    with pytest.raises(ValueError, match='mean'): model_stats('resnet50', image_dls())
-    assert model_stats('resnet50', image_dls(stats=imagenet_stats))==model_stats('resnet50')
+def test_pretrained_stats_of_loaders(image_dls):
+    with pytest.raises(ValueError, match='mean'): pretrained_stats('resnet50', image_dls())
+    assert pretrained_stats('resnet50', image_dls(stats=imagenet_stats))==pretrained_stats('resnet50')
     bare = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(16)).dataloaders(image_dls.path, bs=4, num_workers=0, device='cpu')
-    with pytest.raises(ValueError, match=r'\[0.0, 0.0, 0.0\]'): model_stats('resnet50', bare)
+    with pytest.raises(ValueError, match=r'\[0.0, 0.0, 0.0\]'): pretrained_stats('resnet50', bare)
 
 ## fastai's face
 
@@ -377,7 +377,7 @@ def test_batch_augmentation(image_dls):
 
 def test_stats_given_later_replace_the_block_s(image_dls):
     dls = image_dls(batch_tfms=Normalize.from_stats(*imagenet_stats))
-    assert model_stats('resnet50', dls)==model_stats('resnet50') and len(dls.after_batch.fs)==2
+    assert pretrained_stats('resnet50', dls)==pretrained_stats('resnet50') and len(dls.after_batch.fs)==2
 
 def test_show_batch(image_dls):
     dls = image_dls(); plt.close('all')
