@@ -17,6 +17,7 @@ from fastai.vision.all import *
 class _Unreadable(ValueError): "What is wrong with an image file, and what to do"
 
 _cut_off = "ends before its image does: copy it again or take it off the list"
+_depths = "only 8 and 16 bit images are supported. Scale and convert it first"
 
 def _check_size(h, w, at_most=math.inf):
     "Raise for more than `at_most` pixels, or more than twice Pillow's limit, where Pillow raises too"
@@ -102,12 +103,12 @@ _premultiplied = dict(La='LA', RGBa='RGBA')
 def _from_pil(im):
     "A PIL image of any mode to (H,W) or (H,W,3), uint8 or uint16, the right way up"
     im = ImageOps.exif_transpose(im)
-    if im.mode=='F': raise _Unreadable("has pixels of type float: only 8 and 16 bit images are supported. Scale and convert it first")
+    if im.mode=='F': raise _Unreadable(f"has pixels of type float: {_depths}")
     if im.mode in _premultiplied: im = im.convert(_premultiplied[im.mode])
     if not im.mode.startswith('I'): return np.asarray(im.convert('L' if im.mode in ('1','L','LA') else 'RGB'))
     a = np.asarray(im)
     if a.size and (a.min()<0 or a.max()>65535):
-        raise _Unreadable(f"has values from {a.min()} to {a.max()}: only 8 and 16 bit images are supported. Scale and convert it first")
+        raise _Unreadable(f"has values from {a.min()} to {a.max()}: {_depths}")
     return a.astype(np.uint16)
 
 def _check_frames(im):
@@ -135,8 +136,8 @@ def _open_pil(data):
     Image.init()
     try: return Image.open(BytesIO(data), formats=[o for o in _pil_formats if o in Image.OPEN])
     except UnidentifiedImageError as e:
-        raise _Unreadable("is not an image that can be read (PNG, JPEG, TIFF, BMP, GIF, WebP, PNM, JPEG 2000, AVIF, DICOM): "
-                          "replace it or take it off the list") from e
+        raise _Unreadable("is not an image that can be read (PNG, JPEG, TIFF, BMP, GIF, WebP, PNM, JPEG 2000, AVIF "
+                          "or DICOM): replace it or take it off the list") from e
     except Image.DecompressionBombError as e:
         raise _Unreadable(f"claims to have too many pixels ({e}): replace it, take it off the list, or raise PIL's "
                           "Image.MAX_IMAGE_PIXELS") from e
@@ -180,7 +181,8 @@ def _upright(a, orientation):
 def _samples(page):
     "Samples of a grey or RGB page as tifffile reads them: without alpha, 0 is black, the right way up"
     kind = page.photometric.name
-    if kind not in _grey_or_rgb: raise _Unreadable(f"is TIFF of the kind {kind} with {page.bitspersample} bits: convert it to RGB")
+    if kind not in _grey_or_rgb:
+        raise _Unreadable(f"is TIFF of the kind {kind} with {page.bitspersample} bits: convert it to RGB")
     try: a = page.asarray()
     except ValueError as e:
         if 'imagecodecs' not in str(e): raise
@@ -218,7 +220,7 @@ def _decode_tiff(data, window=None):
         page,a = _only_page(tif),None
         bits = page.bitspersample
         if page.sampleformat not in (SAMPLEFORMAT.UINT,SAMPLEFORMAT.VOID) or not isinstance(bits, int) or bits>16:
-            raise _Unreadable(f"has pixels of type {page.dtype}: only 8 and 16 bit images are supported. Scale and convert it first")
+            raise _Unreadable(f"has pixels of type {page.dtype}: {_depths}")
         if _is_ordinary(page): a = _opencv(data)
         if a is not None and 8<bits<16: a = a>>(16-bits)
         if a is None and bits<=8: a = _page_by_pil(data, page)
@@ -237,22 +239,27 @@ def _add_frame_tags(ds):
     for tag in (o for macro in macros for o in macro):
         if tag.tag not in ds or ds[tag.tag].is_empty: ds.add(tag)
 
+def _native_syntax(ds):
+    "What the header's own encoding says of the pixels' encoding, in a file that does not name it"
+    from pydicom import uid
+    implicit,little = ds.original_encoding
+    if implicit: return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+
 def _open_dicom(data):
-    "A pydicom `Dataset`, its compression named. Raises if it is none, has several frames or no image"
-    from pydicom import dcmread, uid
+    "A pydicom `Dataset` that names its encoding. Raises if it is none, has several frames or no image"
+    from pydicom import dcmread
     ds = dcmread(BytesIO(data), force=True)  # with or without a preamble
     if data[128:132]!=b'DICM' and not ('SOPClassUID' in ds or 'Rows' in ds):
-        raise _Unreadable("is no DICOM: neither the mark DICM nor an image's tags are in it. Replace it or take it off the list")
+        raise _Unreadable("is not DICOM: it has neither the mark DICM nor an image's tags. "
+                          "Replace it or take it off the list")
     if not any(o in ds for o in ('PixelData','FloatPixelData','DoubleFloatPixelData')):
         kind = ds.get('SOPClassUID') or ds.file_meta.get('MediaStorageSOPClassUID')
         if 'Rows' in ds or kind and 'Image' in kind.name: raise _Unreadable(f"has lost its pixels, or {_cut_off}")
         raise _Unreadable("is DICOM without an image: take it off the list")
     _add_frame_tags(ds)
     _check_pages(int(ds.get('NumberOfFrames') or 1), 'frames')
-    if not ds.file_meta.get('TransferSyntaxUID'):
-        implicit,little = ds.original_encoding
-        native = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-        ds.file_meta.TransferSyntaxUID = native
+    if not ds.file_meta.get('TransferSyntaxUID'): ds.file_meta.TransferSyntaxUID = _native_syntax(ds)
     return ds
 
 # %% ../nbs/03_images.ipynb #a94c3f77
@@ -276,11 +283,14 @@ def _check_compressed(ds, name):
     from pydicom.encaps import generate_frames
     from pydicom.pixels import get_decoder
     try: decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
-    except NotImplementedError as e: raise _Unreadable(f"is compressed ({name}) in a way that pydicom does not know: decompress it") from e
+    except NotImplementedError as e:
+        raise _Unreadable(f"is compressed ({name}) in a way that pydicom does not know: decompress it") from e
     frame = next(generate_frames(ds.PixelData, number_of_frames=1))
-    if frame.startswith((b'\xff\xd8',b'\xff\x4f')) and _jpeg_end not in frame: raise _Unreadable(_cut_off)  # JPEG, JPEG-LS, JPEG 2000
+    is_jpeg = frame.startswith((b'\xff\xd8',b'\xff\x4f'))  # JPEG, JPEG-LS or JPEG 2000
+    if is_jpeg and _jpeg_end not in frame: raise _Unreadable(_cut_off)
     if not decoder.is_available:
-        raise _Unreadable(f"is compressed ({name}), and no decoder for it is installed: pip install 'pylibjpeg[all]', or decompress it")
+        raise _Unreadable(f"is compressed ({name}), and no decoder for it is installed: pip install 'pylibjpeg[all]', "
+                          "or decompress it")
     return frame
 
 def _dicom_pixels(ds):
@@ -293,10 +303,12 @@ def _dicom_pixels(ds):
     frame = _check_compressed(ds, syntax.name)
     try: return ds.pixel_array
     except (RuntimeError,NotImplementedError) as e:
-        if _is_bad_scan(frame): raise _Unreadable("is damaged: its JPEG has an impossible scan. Copy it again or take it off the list") from e
+        if _is_bad_scan(frame):
+            raise _Unreadable("is damaged (an impossible JPEG scan): copy it again or take it off the list") from e
         why = str(e).strip().splitlines()[-1].strip()
         if 'support' not in why: why = f"{why}: it is damaged, copy it again, or needs another decoder"
-        raise _Unreadable(f"is compressed ({syntax.name}) and was not decoded: {why}, pip install 'pylibjpeg[all]'") from e
+        raise _Unreadable(f"is compressed ({syntax.name}) and was not decoded: {why}, "
+                          "pip install 'pylibjpeg[all]'") from e
 
 # %% ../nbs/03_images.ipynb #7e9a1fc4
 def _numbers(ds, name):
@@ -315,7 +327,8 @@ def _is_padding(a, ds):
     value = _number(ds, 'PixelPaddingValue', None)
     if value is None: return np.zeros(a.shape, bool)
     limit = _number(ds, 'PixelPaddingRangeLimit', value)
-    lo,hi = np.sort(np.array([value,limit]).astype(np.int64).astype(a.dtype))  # 63536 means -2000 where pixels are signed
+    ends = np.array([value,limit]).astype(np.int64).astype(a.dtype)  # 63536 means -2000 where pixels are signed
+    lo,hi = np.sort(ends)
     return (a>=lo)&(a<=hi)
 
 def _rescale(a, ds):
@@ -323,7 +336,7 @@ def _rescale(a, ds):
     from pydicom.pixels import apply_modality_lut
     if ds.get('ModalityLUTSequence'): return apply_modality_lut(a, ds)
     slope,intercept = _number(ds, 'RescaleSlope', 1),_number(ds, 'RescaleIntercept', 0)
-    if slope==0: raise _Unreadable("has a rescale slope of 0, which makes all pixels equal: correct the tag or take it off the list")
+    if slope==0: raise _Unreadable("has a rescale slope of 0, which makes all pixels equal: correct the tag")
     return a if (slope,intercept)==(1,0) else a*slope+intercept
 
 # %% ../nbs/03_images.ipynb #d4f82c17
@@ -335,7 +348,8 @@ def _dicom_window(ds):
 def _apply_window(a, c, w, function):
     "Values through a file's window (PS3.3, C.11.2.1.2)"
     if function=='SIGMOID': return _stretch(1/(1+np.exp(np.clip(-4*(a-c)/w, -50, 50))), 0, 1)
-    if function not in ('LINEAR','LINEAR_EXACT'): raise _Unreadable(f"has the VOI LUT function {function}, which is unknown: give a window")
+    if function not in ('LINEAR','LINEAR_EXACT'):
+        raise _Unreadable(f"has the VOI LUT function {function}, which is unknown: give a window")
     if function=='LINEAR' and w>1: c,w = c-.5,w-1  # the standard wants a width of 1 at least, which leaves two values
     return _stretch(a, *_ends((c,w)))
 
@@ -355,17 +369,21 @@ def _to_grey(a, padding, ds, window=None):
     shown = a if padding.all() else a[~padding]
     return _stretch(a, shown.min(), shown.max())
 
+_as_rgb = ('RGB','YBR_FULL','YBR_FULL_422','YBR_ICT','YBR_RCT')  # of which pydicom has made RGB
+
 def _read_dicom(data, window=None):
     "A DICOM file: (H,W) or (H,W,3) in RGB order"
     try: from pydicom import pixels
-    except ImportError as e: raise ImportError("is DICOM, which takes pydicom to read: pip install 'ols_fastai[dicom]'") from e
+    except ImportError as e:
+        raise ImportError("is DICOM, which takes pydicom to read: pip install 'ols_fastai[dicom]'") from e
     ds = _open_dicom(data)
     kind,a = ds.PhotometricInterpretation,_dicom_pixels(ds)
     a = a.astype(a.dtype.newbyteorder('='), copy=False)
     if kind=='PALETTE COLOR': return pixels.apply_color_lut(a, ds)[...,:3]
-    if kind in ('RGB','YBR_FULL','YBR_FULL_422','YBR_ICT','YBR_RCT') and a.ndim==3: return _full_range(a, ds.BitsStored)  # pydicom has made RGB of YBR
+    if kind in _as_rgb and a.ndim==3: return _full_range(a, ds.BitsStored)
     if kind not in ('MONOCHROME1','MONOCHROME2') or a.ndim!=2:
-        raise _Unreadable(f"has {ds.SamplesPerPixel} samples of the kind {kind}: only MONOCHROME1 and 2, RGB, YBR and PALETTE COLOR are supported")
+        raise _Unreadable(f"has {ds.SamplesPerPixel} samples of the kind {kind}: only MONOCHROME1 and 2, RGB, YBR "
+                          "and PALETTE COLOR are supported")
     padding = _is_padding(a, ds)
     if a.dtype.kind=='f': a = np.where(padding, 0, a)
     grey = _to_grey(_rescale(a, ds), padding, ds, window)
@@ -400,26 +418,28 @@ def _decode(data, window=None, min_side=None):
         head = _check_jpeg(data)
         a,kind = _opencv(data, _jpeg_flags(head, min_side)),f'{head.bits} bit JPEG' if head else 'JPEG'
     else: return _decode_pil(data, window)
-    if a is None: raise _Unreadable(f"is a {kind} that OpenCV can't read, damaged or of a rare kind: replace it or take it off the list")
+    if a is None:
+        raise _Unreadable(f"is a {kind} that OpenCV can't read, damaged or rare: replace it or take it off the list")
     return _stretch(a, *_ends(window)) if window and a.dtype==np.uint16 else a
 
 # %% ../nbs/03_images.ipynb #f90c6a3d
 def read_image(
     fn:str|Path, # PNG, JPEG, TIFF, BMP, GIF, WebP, PNM, JPEG 2000, AVIF or DICOM; grey or colour, up to 16 bits
     window:tuple|None=None, # (centre, width) of the scale of values, for 16 bit and DICOM
-    min_side:int|None=None # Decode JPEGs at 1/2, 1/4 or 1/8 of their size, as long as their shorter side keeps so many pixels
+    min_side:int|None=None # Decode JPEGs at 1/2 to 1/8 of their size, if so many pixels of the shorter side are left
 )->np.ndarray: # (H,W) or (H,W,3) in RGB order, uint8 or uint16
-    """Read an image file. Raises `FileNotFoundError`; `ValueError`, naming the file and the cause, for one that is no image,
-    is damaged or holds several; and `ImportError` for DICOM without pydicom"""
+    """Read an image file. Raises `FileNotFoundError`; `ValueError`, naming the file and the cause, for one that is no
+    image, is damaged or holds several; and `ImportError` for DICOM without pydicom"""
     try:
         with open(fn, 'rb') as f: data = f.read()
     except (FileNotFoundError,IsADirectoryError) as e: raise FileNotFoundError(f"no image file {fn}") from e
     try: return _read_dicom(data, window) if _is_dicom(data, fn) else _decode(data, window, min_side)
     except ImportError as e: raise ImportError(f"{fn} {e}") from e
-    except _Unreadable as e: raise ValueError(f"{fn} ({len(data)} bytes) {e}") from e
-    except EOFError as e: raise ValueError(f"{fn} ({len(data)} bytes) {_cut_off}") from e
     except Exception as e:  # a damaged file can make the libraries fail in any way
-        raise ValueError(f"{fn} ({len(data)} bytes) is damaged ({type(e).__name__}: {e}): copy it again or take it off the list") from e
+        if isinstance(e, _Unreadable): cause = str(e)
+        elif isinstance(e, EOFError): cause = _cut_off
+        else: cause = f"is damaged ({type(e).__name__}: {e}): copy it again or take it off the list"
+        raise ValueError(f"{fn} ({len(data)} bytes) {cause}") from e
 
 # %% ../nbs/03_images.ipynb #c946828a
 def _from_memory(o, window=None):
@@ -432,7 +452,7 @@ def _from_memory(o, window=None):
     a = a.astype(a.dtype.newbyteorder('='), copy=False)
     if a.ndim==3 and a.shape[2]==1: a = a[...,0]
     if a.dtype in (np.uint8,np.uint16) and (a.ndim==2 or a.ndim==3 and a.shape[2]==3): return a
-    raise _Unreadable(f"must be (H,W) or (H,W,3), uint8 or uint16, and is {a.shape} {a.dtype}: scale and convert it first")
+    raise _Unreadable(f"must be (H,W) or (H,W,3), uint8 or uint16, not {a.shape} {a.dtype}: scale and convert it first")
 
 class CVImage(np.ndarray):
     "An image (H,W) or (H,W,3), uint8 or uint16, in RGB order"
@@ -443,7 +463,7 @@ class CVImage(np.ndarray):
         o:str|Path|np.ndarray|Tensor|Image.Image, # File, or an image that is already in memory
         **kwargs
     ):
-        "Read a file, or take an image as it is. Raises `ValueError` for one that has another shape or type, or is one of several"
+        "Read a file, or take an image as it is. Raises `ValueError` for another shape or type, or one of several"
         if isinstance(o, (str,Path)): a = read_image(o, **kwargs)
         else:
             try: a = _from_memory(o, kwargs.get('window'))
@@ -512,7 +532,8 @@ class CVResize(RandTransform):
 
     def __call__(self, b, split_idx=None, **kwargs):
         self.before_call(b, split_idx)
-        one = lambda o: self._apply(o) if isinstance(o, CVImage) else o  # fastai's own look-up by type takes longer than the work
+        # fastai's own look-up by type takes longer than the work
+        one = lambda o: self._apply(o) if isinstance(o, CVImage) else o
         return tuple(map(one, b)) if isinstance(b, tuple) else one(b)
 
     def _crop(self, a):
@@ -544,7 +565,7 @@ class CVRead(Transform):
 def CVImageBlock(
     stats:tuple=inception_stats, # Means and standard deviations of the channels, on [0, 1]
     window:tuple|None=None, # (centre, width) of the scale of values, for 16 bit and DICOM
-    min_side:int|None=None # Decode large JPEGs at 1/2, 1/4 or 1/8, as long as their shorter side keeps so many pixels: the size to train at, by the smallest `crop`
+    min_side:int|None=None # Decode JPEGs at 1/2 to 1/8, if so many pixels of the shorter side are left: size / crop
 ):
     "A `TransformBlock` of image files, normalised with `stats`"
     return TransformBlock(type_tfms=CVRead(window=window, min_side=min_side),
@@ -553,8 +574,8 @@ def CVImageBlock(
 
 # %% ../nbs/03_images.ipynb #24fa7be3
 def _batch(shape):
-    """An empty batch on the CPU. numpy asks for pages of 2 MB: with those of 4 KB, as torch gets them, handing out the memory
-    takes longer than the arithmetic"""
+    """An empty batch on the CPU. numpy asks for pages of 2 MB: with those of 4 KB, as torch gets them, handing out the
+    memory takes longer than the arithmetic"""
     return torch.from_numpy(np.empty(tuple(shape), np.float32))
 
 # %% ../nbs/03_images.ipynb #eccae3ab
@@ -567,7 +588,7 @@ def encodes(self, o:TensorCVImage):  # noqa: F811 fastai takes it by this name
 
 @Normalize
 def encodes(self, x:TensorCVImage)->TensorImage:  # noqa: F811 fastai takes it by this name
-    m,s,x = self.mean,self.std,x.as_subclass(TensorImage)  # ready for a network: from here on it is an image as any other
+    m,s,x = self.mean,self.std,x.as_subclass(TensorImage)  # from here on it is an image as any other
     if x.device.type!='cpu' or x.dtype!=torch.float32 or x.requires_grad or x.ndim!=4 or len(m)!=1: return (x-m)/s
     # in place, as fastai's own IntToFloatTensor does it: the batch was made by this pipeline
     for o in x.as_subclass(Tensor): o.sub_(m[0]).div_(s[0])
@@ -584,20 +605,20 @@ def _check_stats(got, want, name):
     "Raise if means or deviations differ from those of the weights"
     got_all = [np.broadcast_to(o, len(w)) for o,w in zip(got, want)]
     if np.allclose(np.array(want), np.array(got_all), atol=2e-3): return
-    raise ValueError(f"the pretrained weights of {name} were trained on images of mean {want[0]} and deviation {want[1]}, "
+    raise ValueError(f"the pretrained weights of {name} expect images of mean {want[0]} and deviation {want[1]}, "
                      f"but these have {list(got[0])} and {list(got[1])}: give stats=pretrained_stats({name!r})")
 
 def pretrained_stats(
     model:str|nn.Module, # A network with pretrained weights: timm's name, or a model of timm's
     stats:tuple|DataLoaders|None=None # What is meant to be used, or `DataLoaders` that do; None only asks
 )->tuple: # Means and standard deviations of the channels, on [0, 1], for `CVImageBlock`
-    """The statistics that the pretrained weights of `model` expect. Raises `ValueError` where `stats` contradicts them, or where
-    there are none"""
+    """The statistics that the pretrained weights of `model` expect. Raises `ValueError` where `stats` contradicts them,
+    or where there are none"""
     if isinstance(model, str): name,cfg = model,timm.get_pretrained_cfg(model, allow_unregistered=True)
     else: name,cfg = type(model).__name__,getattr(model, 'pretrained_cfg', None)
     if hasattr(cfg, 'to_dict'): cfg = cfg.to_dict()
     if not cfg or not cfg.get('mean'):
-        raise ValueError(f"{name} has no pretrained weights whose statistics timm knows: give those that your weights were trained with")
+        raise ValueError(f"{name} has no pretrained weights whose statistics timm knows: give those of your weights")
     want = list(cfg['mean']),list(cfg['std'])
     if isinstance(stats, DataLoaders): stats = _norm_stats(stats)
     if stats is not None: _check_stats(stats, want, name)
