@@ -6,11 +6,12 @@
 __all__ = ['inception_stats', 'read_image', 'CVImage', 'TensorCVImage', 'CVResize', 'CVRead', 'CVImageBlock', 'pretrained_stats']
 
 # %% ../nbs/03_images.ipynb #214fd5ad
-import cv2, re, struct, timm, torch, zlib, numpy as np
+import cv2, re, struct, tifffile, timm, torch, zlib, numpy as np
 from collections import namedtuple
 from collections.abc import Sequence
 from io import BytesIO
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tifffile import PHOTOMETRIC, PLANARCONFIG, SAMPLEFORMAT
 from fastai.vision.all import *
 
 # %% ../nbs/03_images.ipynb #3f0a6d11
@@ -79,6 +80,7 @@ def _check_jpeg(data):
 # %% ../nbs/03_images.ipynb #5d7b90e2
 def _stretch(a, lo, hi):
     "Values from `lo` to `hi` to 0 to 65535, clipped; one value alone is black"
+    lo,hi = float(lo),float(hi)  # int16 can't hold the distance of its ends
     a = a.astype(np.float32 if a.dtype.itemsize<=2 else np.float64)  # a float32 holds 16 bits, and not 32
     share = np.clip((a-lo)/((hi-lo) or 1), 0, 1)
     return (share*65535+.5).astype(np.uint16)
@@ -136,6 +138,8 @@ def _open_pil(data):
     Image.init()
     try: return Image.open(BytesIO(data), formats=[o for o in _pil_formats if o in Image.OPEN])
     except UnidentifiedImageError as e:
+        known = data.startswith((b'GIF8',b'RIFF',b'BM')) or data[4:8]==b'ftyp'
+        if known: raise _Unreadable(f"is damaged, or {_cut_off}") from e
         raise _Unreadable("is not an image that can be read (PNG, JPEG, TIFF, BMP, GIF, WebP, PNM, JPEG 2000, AVIF "
                           "or DICOM): replace it or take it off the list") from e
     except Image.DecompressionBombError as e:
@@ -154,8 +158,6 @@ def _decode_pil(data, window=None):
     return _stretch(a, *_ends(window)) if window and a.dtype==np.uint16 else a
 
 # %% ../nbs/03_images.ipynb #17e0c5b3
-_grey_or_rgb = ('MINISBLACK','MINISWHITE','RGB')  # tifffile's names for TIFF's photometric interpretations
-
 def _only_page(tif):
     "The page of a TIFF that is its image; previews and masks do not count. Raises if there are several"
     pages = [o for o in tif.pages if not (o.is_reduced or o.is_mask)]
@@ -168,8 +170,8 @@ def _only_page(tif):
 
 def _is_ordinary(page):
     "Is this a kind of TIFF that OpenCV reads as it is meant?"
-    return (page.index==0 and page.photometric.name in ('MINISBLACK','RGB') and page.planarconfig.name=='CONTIG'
-            and not page.extrasamples and page.bitspersample in (8,10,12,14,16))
+    return (page.index==0 and page.photometric in (PHOTOMETRIC.MINISBLACK,PHOTOMETRIC.RGB) and not page.extrasamples
+            and page.planarconfig==PLANARCONFIG.CONTIG and page.bitspersample in (8,10,12,14,16))
 
 def _upright(a, orientation):
     "Turn and mirror by EXIF's number, 1 to 8"
@@ -180,20 +182,20 @@ def _upright(a, orientation):
 
 def _samples(page):
     "Samples of a grey or RGB page as tifffile reads them: without alpha, 0 is black, the right way up"
-    kind = page.photometric.name
-    if kind not in _grey_or_rgb:
-        raise _Unreadable(f"is TIFF of the kind {kind} with {page.bitspersample} bits: convert it to RGB")
+    kind = PHOTOMETRIC(page.photometric)
+    if kind not in (PHOTOMETRIC.MINISBLACK,PHOTOMETRIC.MINISWHITE,PHOTOMETRIC.RGB):
+        raise _Unreadable(f"is TIFF of the kind {kind.name} with {page.bitspersample} bits: convert it to RGB")
     try: a = page.asarray()
-    except ValueError as e:
+    except (ValueError,NotImplementedError) as e:
         if 'imagecodecs' not in str(e): raise
         raise _Unreadable(f"is a rare kind of TIFF ({e}): pip install imagecodecs, or write it as PNG") from e
     if 'S' in page.axes: a = np.moveaxis(a, page.axes.index('S'), -1)
     else: a = a[...,None]
     top = 2**page.bitspersample-1
-    if 'ASSOCALPHA' in [o.name for o in page.extrasamples] and (a[...,-1]<top).any():
+    if tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples and (a[...,-1]<top).any():
         raise _Unreadable("has colours that are multiplied by its alpha channel: write it without one")
-    a = a[...,:3] if kind=='RGB' else a[...,0]
-    if kind=='MINISWHITE': a = top-a
+    a = a[...,:3] if kind==PHOTOMETRIC.RGB else a[...,0]
+    if kind==PHOTOMETRIC.MINISWHITE: a = top-a
     if page.bitspersample<=8: a = _full_range(a, page.bitspersample)
     return _upright(a, page.tags.valueof('Orientation', default=1))
 
@@ -206,17 +208,19 @@ def _opencv(data, flags=cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR):
 
 def _page_by_pil(data, page):
     "A page with up to 8 bits, or None where Pillow does not know its kind"
-    try: im = Image.open(BytesIO(data), formats=['TIFF'])
+    try:
+        with Image.open(BytesIO(data), formats=['TIFF']) as im:
+            im.seek(page.index)
+            _load(im)
+            return _from_pil(im)
     except UnidentifiedImageError: return None
-    with im:
-        im.seek(page.index)
-        _load(im)
-        return _from_pil(im)
+    except ValueError as e:
+        if 'unknown raw mode' in str(e): return None
+        raise
 
 def _decode_tiff(data, window=None):
     "A TIFF: (H,W) or (H,W,3) in RGB order"
-    from tifffile import SAMPLEFORMAT, TiffFile
-    with TiffFile(BytesIO(data)) as tif:
+    with tifffile.TiffFile(BytesIO(data)) as tif:
         page,a = _only_page(tif),None
         bits = page.bitspersample
         if page.sampleformat not in (SAMPLEFORMAT.UINT,SAMPLEFORMAT.VOID) or not isinstance(bits, int) or bits>16:
@@ -249,7 +253,8 @@ def _native_syntax(ds):
 def _open_dicom(data):
     "A pydicom `Dataset` that names its encoding. Raises if it is none, has several frames or no image"
     from pydicom import dcmread
-    ds = dcmread(BytesIO(data), force=True)  # with or without a preamble
+    try: ds = dcmread(BytesIO(data), force=True)  # with or without a preamble
+    except (struct.error,EOFError) as e: raise _Unreadable(_cut_off) from e
     if data[128:132]!=b'DICM' and not ('SOPClassUID' in ds or 'Rows' in ds):
         raise _Unreadable("is not DICOM: it has neither the mark DICM nor an image's tags. "
                           "Replace it or take it off the list")
@@ -285,7 +290,8 @@ def _check_compressed(ds, name):
     try: decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
     except NotImplementedError as e:
         raise _Unreadable(f"is compressed ({name}) in a way that pydicom does not know: decompress it") from e
-    frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    try: frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    except (struct.error,EOFError,StopIteration) as e: raise _Unreadable(_cut_off) from e
     is_jpeg = frame.startswith((b'\xff\xd8',b'\xff\x4f'))  # JPEG, JPEG-LS or JPEG 2000
     if is_jpeg and _jpeg_end not in frame: raise _Unreadable(_cut_off)
     if not decoder.is_available:
@@ -437,7 +443,6 @@ def read_image(
     except ImportError as e: raise ImportError(f"{fn} {e}") from e
     except Exception as e:  # a damaged file can make the libraries fail in any way
         if isinstance(e, _Unreadable): cause = str(e)
-        elif isinstance(e, EOFError): cause = _cut_off
         else: cause = f"is damaged ({type(e).__name__}: {e}): copy it again or take it off the list"
         raise ValueError(f"{fn} ({len(data)} bytes) {cause}") from e
 

@@ -229,11 +229,14 @@ def test_tiff_volumes(tmp_path):
     volume = np.stack([noise()]*5)
     for i,kwargs in enumerate(({}, dict(imagej=True), dict(truncate=True), dict(ome=True), dict(volumetric=True, tile=(1,16,16)))):
         with pytest.raises(ValueError, match=f'{i}.tif.*5 pages'): read_image(put(tmp_path/f'{i}.tif', tiff(volume, **kwargs)))
-    for first,second in ((0,1),(1,0),(0,4),(4,0)):
+    for kinds in ((0,1),(1,0)):
         f = io.BytesIO()
         with tifffile.TiffWriter(f) as w:
-            for kind in (first,second): w.write(grey16 if kind==0 else grey16[:6,:5].copy(), subfiletype=kind, photometric='minisblack')
-        assert np.array_equal(read_image(put(tmp_path/'a.tif', f.getvalue())), grey16)
+            for kind in kinds: w.write(grey16 if kind==0 else grey16[:6,:5].copy(), subfiletype=kind, photometric='minisblack')
+        preview = f.getvalue()
+        mask = preview.replace(struct.pack('<HHII', 254, 4, 1, 1), struct.pack('<HHII', 254, 4, 1, 4))
+        assert mask!=preview
+        for data in (preview,mask): assert np.array_equal(read_image(put(tmp_path/'a.tif', data)), grey16)
 
 ## Other formats, and images in memory
 
@@ -336,7 +339,7 @@ def test_other_formats_cut_off(fmt, tmp_path):
     want = read_image(put(tmp_path/'a.img', data))
     for n in range(1, len(data), max(1, len(data)//60)):
         try: got = read_image(put(tmp_path/'a.img', data[:n]))
-        except ValueError as e: assert 'a.img' in str(e) and (n<=len(data)//2 or 'ends before' in str(e)), (n, len(data), e)
+        except ValueError as e: assert 'a.img' in str(e) and (n<=len(data)//2 or 'ends before' in str(e) or fmt=='AVIF' and 'damaged' in str(e)), (n, len(data), e)
         else: assert np.array_equal(got, want)
 
 ## DICOM
@@ -398,11 +401,11 @@ def test_dicom_compressed(tmp_path):
     ds = pydicom.dcmread(put(tmp_path/'a', dicom(noise()))); ds.compress(uid.RLELossless, encoding_plugin='pydicom'); ds.save_as(tmp_path/'rle.dcm')
     assert np.array_equal(read_image(tmp_path/'rle.dcm'), noise())
     if pixels.get_decoder(uid.JPEGLSLossless).is_available: pytest.skip('a JPEG-LS decoder is installed')
-    fn = put(tmp_path/'ls.dcm', dicom(noise(), uid.JPEGLSLossless, PixelData=encapsulate([b'\xff\xd8'+b'\1'*30])))
+    fn = put(tmp_path/'ls.dcm', dicom(noise(), uid.JPEGLSLossless, PixelData=encapsulate([b'\xff\xd8'+b'\1'*30+b'\xff\xd9'])))
     with pytest.raises(ValueError, match='ls.dcm.*JPEG-LS.*pip install'): read_image(fn)
 
 def test_dicom_that_is_no_image(tmp_path):
-    for name,data,words in (('movie',dicom(np.stack([hu]*3), NumberOfFrames=3),'has 3 frames'), ('report',dicom(hu, PixelData=None),'without an image'),
+    for name,data,words in (('movie',dicom(np.stack([hu]*3), NumberOfFrames=3),'has 3 frames'), ('report',dicom(hu, PixelData=None),'has lost its pixels'),
                             ('huge',dicom(hu, Rows=40_000, Columns=40_000),'claims to have 40000 x 40000'), ('short',dicom(hu, PixelData=hu.tobytes()[:-40]),'bytes'),
                             ('odd',dicom(hu, PhotometricInterpretation='SOMETHING'),'SOMETHING'), ('text.dcm',b'no dicom','is not DICOM')):
         with pytest.raises(ValueError, match=f'{name}.*({words})'): read_image(put(tmp_path/name, data))
@@ -481,7 +484,7 @@ def test_dicom_that_is_all_padding(tmp_path):
 @pytest.mark.parametrize('bits', (1,4,7,8))
 def test_dicom_bits_stored_in_a_byte(bits, kind, tmp_path):
     "All of 0 to 255 by BitsStored"
-    a = np.arange(480).reshape(24, 20).astype(np.uint8)%2**bits
+    a = (np.arange(480).reshape(24, 20)%2**bits).astype(np.uint8)
     got = read_image(put(tmp_path/'a', dicom(a, BitsStored=bits, HighBit=bits-1, PhotometricInterpretation=kind)))
     share = a/(2**bits-1)
     assert got.dtype==np.uint8 and abs(got-(share if kind=='MONOCHROME2' else 1-share)*255).max()<=.5
@@ -509,7 +512,7 @@ def test_dicom_colour_bits(dtype, bits, tmp_path):
 def test_dicom_colours_that_are_no_rgb(tmp_path):
     "Their first three channels are not taken for red, green and blue"
     for kind in ('HSV','CMYK','ARGB','YBR_PARTIAL_422','XYB','MONOCHROME2'):
-        with pytest.raises(ValueError, match=f'a.*kind {kind}'): read_image(put(tmp_path/'a', dicom(noise((24,20,3)), PhotometricInterpretation=kind)))
+        with pytest.raises(ValueError, match=f'a .*{kind}'): read_image(put(tmp_path/'a', dicom(noise((24,20,3)), PhotometricInterpretation=kind)))
 
 def test_dicom_floats(tmp_path):
     a = np.random.default_rng(7).random((24,20), np.float32)*1e-7; a[0,0] = np.nan; a[0,1] = -np.inf
@@ -607,7 +610,7 @@ def test_files_of_pydicom(fn):
         else: cause = 'no decoder for it is installed'; assert not pixels.get_decoder(ds.file_meta.TransferSyntaxUID).is_available
         assert re.search(cause, str(e)), cause
     else:
-        assert got.dtype in (np.uint8,np.uint16) and got.dtype.isnative and got.min()<got.max() or fn.parent.parent.name=='98892003'
+        assert got.dtype in (np.uint8,np.uint16) and got.dtype.isnative
         want = pydicom_shows(pydicom.dcmread(fn, force=True))
         assert got.shape==want.shape and abs(got/np.iinfo(got.dtype).max-want).max()<1e-3
 
