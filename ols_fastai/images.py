@@ -6,7 +6,7 @@
 __all__ = ['inception_stats', 'read_image', 'CVImage', 'TensorCVImage', 'CVResize', 'CVRead', 'CVImageBlock', 'pretrained_stats']
 
 # %% ../nbs/03_images.ipynb #214fd5ad
-import cv2, re, struct, tifffile, timm, torch, zlib, numpy as np
+import cv2, logging, re, struct, tifffile, timm, torch, zlib, numpy as np
 from collections import namedtuple
 from collections.abc import Sequence
 from io import BytesIO
@@ -71,7 +71,7 @@ def _jpeg_head(data):
 
 def _check_jpeg(data):
     "Frame header of a JPEG, or None. Raises if it is cut off, or larger than its bytes can hold"
-    ended = data.endswith(_jpeg_end) or data.rfind(_jpeg_end)>=data.rfind(_jpeg_scan)
+    ended = data.endswith(_jpeg_end) or data.rfind(_jpeg_end)>data.rfind(_jpeg_scan)
     if not ended: raise _Unreadable(_cut_off)
     head = _jpeg_head(data)
     if head: _check_size(head.h, head.w, at_most=1024*len(data))  # a block of 64 pixels takes a bit or more
@@ -158,14 +158,20 @@ def _decode_pil(data, window=None):
     return _stretch(a, *_ends(window)) if window and a.dtype==np.uint16 else a
 
 # %% ../nbs/03_images.ipynb #17e0c5b3
+logging.getLogger('tifffile').addHandler(logging.NullHandler())  # what it would print is in our errors
+
 def _only_page(tif):
     "The page of a TIFF that is its image; previews and masks do not count. Raises if there are several"
+    if not len(tif.pages): raise _Unreadable(_cut_off)  # the list of pages may be at the end
     pages = [o for o in tif.pages if not (o.is_reduced or o.is_mask)]
     if not pages: raise _Unreadable("is TIFF without an image: take it off the list")
-    page = pages[0]
+    page,n = pages[0],len(pages)
     _check_size(page.imagelength, page.imagewidth)
-    in_one = page.imagelength*page.imagewidth*page.samplesperpixel
-    _check_pages(max(len(pages), tif.series[0].size//in_one))  # a volume may be all in one page
+    if page.imagedepth>1 or page.description:  # a volume may be all in one page
+        n = max(n, tif.series[0].size//(page.imagelength*page.imagewidth*page.samplesperpixel))
+    _check_pages(n)
+    ends = [start+count for start,count in zip(page.dataoffsets, page.databytecounts)]
+    if max(ends, default=0)>tif.filehandle.size: raise _Unreadable(_cut_off)
     return page
 
 def _is_ordinary(page):
@@ -260,6 +266,7 @@ def _open_dicom(data):
                           "Replace it or take it off the list")
     if not any(o in ds for o in ('PixelData','FloatPixelData','DoubleFloatPixelData')):
         kind = ds.get('SOPClassUID') or ds.file_meta.get('MediaStorageSOPClassUID')
+        if not len(ds): raise _Unreadable(_cut_off)
         if 'Rows' in ds or kind and 'Image' in kind.name: raise _Unreadable(f"has lost its pixels, or {_cut_off}")
         raise _Unreadable("is DICOM without an image: take it off the list")
     _add_frame_tags(ds)
@@ -383,7 +390,10 @@ def _read_dicom(data, window=None):
     except ImportError as e:
         raise ImportError("is DICOM, which takes pydicom to read: pip install 'ols_fastai[dicom]'") from e
     ds = _open_dicom(data)
-    kind,a = ds.PhotometricInterpretation,_dicom_pixels(ds)
+    kind = ds.PhotometricInterpretation
+    if kind.startswith('YBR') and ds.BitsAllocated!=8:
+        raise _Unreadable(f"has {kind} colours of {ds.BitsAllocated} bits, which nothing here converts: write it as RGB")
+    a = _dicom_pixels(ds)
     a = a.astype(a.dtype.newbyteorder('='), copy=False)
     if kind=='PALETTE COLOR': return pixels.apply_color_lut(a, ds)[...,:3]
     if kind in _as_rgb and a.ndim==3: return _full_range(a, ds.BitsStored)
@@ -416,13 +426,15 @@ def _jpeg_flags(head, min_side):
 
 def _decode(data, window=None, min_side=None):
     "An image in memory, but not DICOM: (H,W) or (H,W,3) in RGB order"
-    if data.startswith(_tiff_signatures): return _decode_tiff(data, window)
+    if data.startswith(_tiff_signatures):
+        try: return _decode_tiff(data, window)
+        except (tifffile.TiffFileError,struct.error) as e: raise _Unreadable(f"is damaged, or {_cut_off}") from e
     if data.startswith(b'\x89PNG'):
         if b'acTL' in _check_png(data): return _decode_pil(data)
         a,kind = _opencv(data),'PNG'
     elif data.startswith(b'\xff\xd8'):
         head = _check_jpeg(data)
-        a,kind = _opencv(data, _jpeg_flags(head, min_side)),f'{head.bits} bit JPEG' if head else 'JPEG'
+        a,kind = _opencv(data, _jpeg_flags(head, min_side)),f'JPEG ({head.bits} bit)' if head else 'JPEG'
     else: return _decode_pil(data, window)
     if a is None:
         raise _Unreadable(f"is a {kind} that OpenCV can't read, damaged or rare: replace it or take it off the list")

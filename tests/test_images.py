@@ -514,6 +514,9 @@ def test_dicom_colours_that_are_no_rgb(tmp_path):
     for kind in ('HSV','CMYK','ARGB','YBR_PARTIAL_422','XYB','MONOCHROME2'):
         with pytest.raises(ValueError, match=f'a .*{kind}'): read_image(put(tmp_path/'a', dicom(noise((24,20,3)), PhotometricInterpretation=kind)))
 
+def test_dicom_ybr_of_16_bits(tmp_path):
+    with pytest.raises(ValueError, match='a.*YBR_FULL colours of 16 bits'): read_image(put(tmp_path/'a', dicom(colour16, PhotometricInterpretation='YBR_FULL')))
+
 def test_dicom_floats(tmp_path):
     a = np.random.default_rng(7).random((24,20), np.float32)*1e-7; a[0,0] = np.nan; a[0,1] = -np.inf
     bare = dicom(noise(depth=np.uint16), PixelData=None, BitsAllocated=32, BitsStored=None, HighBit=None, PixelRepresentation=None)
@@ -701,6 +704,18 @@ def test_large_flat_jpeg_is_no_bomb(tmp_path):
     for args in ((),(cv2.IMWRITE_JPEG_PROGRESSIVE,1),(cv2.IMWRITE_JPEG_OPTIMIZE,1,cv2.IMWRITE_JPEG_PROGRESSIVE,1,cv2.IMWRITE_JPEG_QUALITY,1)):
         for shape in ((4000,4000),(4000,4000,3)):
             assert read_image(put(tmp_path/'a.jpg', cv2.imencode('.jpg', np.zeros(shape, np.uint8), args)[1].tobytes())).shape==shape
+
+@quiet
+def test_cut_off_is_what_is_said(tmp_path):
+    "Wherever it was cut, once the format can be known; a TIFF may have its list of pages first or last"
+    first = {f'first{i}': tiff(grey16, photometric=o) for i,o in enumerate(('minisblack','miniswhite'))}
+    first['planes'] = tiff(np.ascontiguousarray(colour16.transpose(2,0,1)), photometric='rgb', planarconfig='separate')
+    for kind,data in {**files, **first}.items():
+        if kind.startswith('dicom'): continue
+        for n in range(12, len(data)-12, max(1, len(data)//40)):
+            with pytest.raises(ValueError, match='a.img.*ends before'): read_image(put(tmp_path/'a.img', data[:n]))
+    for n in range(140, len(files['dicom']), 60):
+        with pytest.raises(ValueError, match='a.dcm.*ends before'): read_image(put(tmp_path/'a.dcm', files['dicom'][:n]))
 
 def test_thumbnail_is_not_the_end(tmp_path):
     "The preview in a JPEG's header has an end marker of its own, and sizes"
