@@ -1,4 +1,4 @@
-"What a stranger installs: the sdist, the wheel made of it, and the wheel at work in a venv that borrows nothing but torch."
+"What a stranger installs: the sdist, the wheel made of it, and the wheel in a venv that borrows nothing but torch."
 import re, sys, tarfile, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
@@ -24,7 +24,8 @@ def wheel(sdist, tmp_path_factory):
 
 def test_sdist_holds_just_the_package_and_what_builds_it(sdist):
     names = {o.split('/', 1)[1] for o in tarfile.open(sdist).getnames() if '/' in o}
-    made,kept = {'ols_fastai.egg-info','PKG-INFO','setup.cfg'},{'LICENSE','MANIFEST.in','README.md','pyproject.toml','settings.ini'}
+    made = {'ols_fastai.egg-info','PKG-INFO','setup.cfg'}
+    kept = {'LICENSE','MANIFEST.in','README.md','pyproject.toml','settings.ini'}
     assert {o.split('/')[0] for o in names}=={'ols_fastai','setup.py'}|made|kept
     assert {o for o in names if o.endswith('.py')}=={'setup.py',*sources()}
 
@@ -58,7 +59,7 @@ def borrow(site):
     return pins
 
 class Venv:
-    "A venv in `folder` with the wheel without extras, on the newest fastai (with fastcore 2) or on the versions of here"
+    "A venv in `folder` with the wheel but no extra, on the newest fastai (with fastcore 2) or on the versions of here"
     def __init__(self, folder, wheel, newest):
         self.folder,self.wheel = folder,wheel
         run(sys.executable, '-m', 'venv', folder)
@@ -74,15 +75,19 @@ class Venv:
         self.run('python', '-m', 'pip', 'install', '--quiet', '--no-compile', '-c', self.folder/'pins.txt', *what)
 
     def run(self, command, *args, **env):
-        return run(self.folder/'bin'/command, *args, cwd=self.folder, PYTHONPATH='', **env)
+        "Nothing is compiled by pip, so that each module is when it is first used, whatever the environment says"
+        env = dict(PYTHONPATH='', PYTHONDONTWRITEBYTECODE='', **env)
+        return run(self.folder/'bin'/command, *args, cwd=self.folder, **env)
 
     def python(self, code, **env): return self.run('python', '-c', code, **env)
 
 @pytest.fixture(scope='module')
 def venvs(wheel, tmp_path_factory):
     "Both, made at once"
-    folders = [tmp_path_factory.mktemp(o) for o in ('newest','dev')]
-    with ThreadPoolExecutor(2) as pool: return dict(zip(('newest','dev'), pool.map(Venv, folders, [wheel]*2, [True,False])))
+    folders = {o: tmp_path_factory.mktemp(o) for o in ('newest','dev')}
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {o: pool.submit(Venv, folder, wheel, o=='newest') for o,folder in folders.items()}
+    return {o: job.result() for o,job in jobs.items()}
 
 @pytest.fixture(params=['newest','dev'])
 def venv(request, venvs): return venvs[request.param]
