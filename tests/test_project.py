@@ -1,5 +1,6 @@
 "The repository itself: what is generated agrees with its source, what is imported is required, no exception is stale."
 import ast, hashlib, json, re, sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 import pytest
@@ -52,9 +53,12 @@ def required(*keys):
     "Distributions that settings.ini names under `keys`"
     return {canonicalize_name(Requirement(o).name) for key in keys for o in settings()[key].split()}
 
+distributions = cache(packages_distributions)  # takes seconds
+
 def missing(imported, declared):
-    by_name = packages_distributions()
-    return sorted(o for o in imported if not {canonicalize_name(d) for d in by_name.get(o, [o])} & declared)
+    "Imported packages of which no distribution is declared"
+    brings = {o: {canonicalize_name(d) for d in distributions().get(o, [o])} for o in imported}
+    return sorted(o for o in imported if not brings[o] & declared)
 
 some_imports = """
 import os, cv2
