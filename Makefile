@@ -1,5 +1,6 @@
 # make demo   sets up and trains the same network with three kinds of labels on the embedded MRI data
 # make test   sets up and runs every test
+# make quick  what a change needs to hear in two minutes
 # make help   lists the rest
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +9,7 @@ export MPLBACKEND := Agg
 export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-newest mutate export notebooks readme docs lint coverage clean
+.PHONY: help setup browser demo test quick test-wheel test-newest mutate export notebooks readme docs lint density coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,10 +31,17 @@ setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that
 demo: setup ## trains on the embedded data set and writes demo/ (about 5 minutes on 2 cores)
 	$(BIN)/ols_compare --data brain_regions --arch small_cnn --size 40 --epochs 14 --out demo
 
-test: setup browser ## export leaves no difference, all notebooks run, all tests pass
+# Notebooks run two at a time on two cores: with a thread each they don't take turns.
+test: setup browser lint ## export leaves no difference, all notebooks run, all tests pass, the wheel works by itself
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_project.py
-	$(BIN)/nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/python -m pytest tests --ignore tests/test_project.py
+
+quick: setup ## what a change needs to hear in two minutes: lint, project, its own tests and notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/quick.py
+
+test-wheel: setup ## the wheel in venvs that borrow nothing but torch, on the newest fastai and on the one used here
+	$(BIN)/python -m pytest -s tests/test_wheel.py
 
 # The newest fastai needs fastcore 2, which nbdev 2 does not work with: an environment of its own, that borrows torch and the rest from the first.
 .venv-newest/installed: $(VENV)/installed
@@ -44,36 +52,39 @@ test: setup browser ## export leaves no difference, all notebooks run, all tests
 
 test-newest: setup browser .venv-newest/installed ## the tests in tests/ with the newest fastai
 	.venv-newest/bin/python -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
-	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests --ignore tests/test_project.py --ignore tests/test_site.py --ignore tests/test_face.py
+	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
 
 mutate: setup ## breaks the package by one line at a time, and sees the tests go red (half an hour)
-	$(BIN)/python tests/mutate.py
+	$(BIN)/python tools/mutate.py
 
 export: setup ## notebooks -> package
 	$(BIN)/nbdev_export
 
 notebooks: setup export ## runs all notebooks and keeps their outputs
-	cd nbs && for nb in *.ipynb tutorials/*.ipynb; do test ! -e $$nb || (cd $$(dirname $$nb) && env -u MPLBACKEND PYTHONWARNINGS=ignore $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
+	cd nbs && for nb in *.ipynb */*.ipynb; do (cd $$(dirname $$nb) && env -u MPLBACKEND PYTHONWARNINGS=ignore $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 
 readme: setup ## nbs/index.ipynb -> README.md
-	$(BIN)/python tests/readme.py > README.md.part
+	$(BIN)/python tools/readme.py > README.md.part
 	mv README.md.part README.md
 
 docs: setup ## the web site from the notebooks and docments, in _docs/
 	$(BIN)/python docs/build.py _docs
 	@echo 'To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs'
 
-lint: setup ## ruff, and whether public signatures are true and described
+lint: setup ## ruff (lines end by 120 characters), and whether public signatures are true and described
 	$(BIN)/ruff check .
-	$(BIN)/python tests/signatures.py
+	$(BIN)/python tools/signatures.py
+
+density: setup ## syntax nodes a line and long lines, beside fastcore and fastai
+	$(BIN)/python tools/density.py
 
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
 coverage: setup browser ## lines of the package that no notebook and no test runs
 	$(BIN)/coverage erase
-	for nb in nbs/[0-9]*.ipynb nbs/tutorials/*.ipynb; do PYTHONWARNINGS=ignore $(BIN)/coverage run tests/cover.py $$nb || exit 1; done
-	$(BIN)/coverage run -m pytest tests --ignore tests/test_project.py --ignore tests/test_site.py --ignore tests/test_face.py
+	for nb in nbs/[0-9]*.ipynb nbs/*/*.ipynb; do PYTHONWARNINGS=ignore $(BIN)/coverage run tools/cover.py $$nb || exit 1; done
+	$(BIN)/coverage run -m pytest tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

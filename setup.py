@@ -15,7 +15,9 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=['ols_fastai*']), python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras,
-    entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]),
+    entry_points=dict(
+        console_scripts=cfg['console_scripts'].split(),
+        nbdev=[f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]),
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Medical Science Apps.'],
 )

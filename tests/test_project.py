@@ -1,21 +1,23 @@
-"The repository itself: what is generated agrees with its source, and the wheel holds the package and nothing else."
-import hashlib, json, subprocess, sys, zipfile
-from configparser import ConfigParser
+"The repository itself: what is generated agrees with its source, what is imported is required, no exception is stale."
+import ast, hashlib, json, re, sys
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 import pytest
-from readme import readme, root
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from density import code_lines, long_files
+from mutate import mutations
+from project import module_file, notebooks, package, root, run, settings, sources
+from quick import imports as imports_module, module_of
+from readme import readme
 
-def run(*args, cwd=root):
-    r = subprocess.run(args, cwd=cwd, capture_output=True, text=True)
-    assert r.returncode==0, f"{' '.join(args)}\n{r.stdout}\n{r.stderr}"
-    return r.stdout
-def package(): return {o.name: hashlib.sha256(o.read_bytes()).hexdigest() for o in sorted((root/'ols_fastai').glob('*.py'))}
-def notebooks(): return sorted(o for o in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
+def hashes(): return {o: hashlib.sha256((root/o).read_bytes()).hexdigest() for o in sources()}
 
 def test_export_leaves_no_difference():
-    before = package()
+    before = hashes()
     run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()')
-    assert package()==before, 'run `make export` and commit the result'
+    assert hashes()==before, 'run `make export` and commit the result'
 
 def test_readme_is_its_notebook():
     assert (root/'README.md').read_text()==readme(), 'run `make readme` and commit the result'
@@ -29,46 +31,83 @@ def test_notebook_is_clean_and_has_outputs(fn):
     assert any(o['outputs'] for o in code), 'no outputs: run `make notebooks`'
     assert not any(out['output_type']=='error' for o in code for out in o['outputs'])
 
-@pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp('wheel')
-    run(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--wheel-dir', str(out), '.')
-    return next(out.glob('*.whl'))
+# ---- what is imported is required
 
-def test_wheel_holds_just_the_package(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {o.split('/')[0] for o in names if '.dist-info/' not in o}=={'ols_fastai'}
-    assert {o for o in names if o.endswith('.py')}=={f'ols_fastai/{o}' for o in package()}
+def names(node):
+    "Top-level packages that an import brings, but for relative ones"
+    if isinstance(node, ast.Import): return {o.name.split('.')[0] for o in node.names}
+    if isinstance(node, ast.ImportFrom) and not node.level: return {node.module.split('.')[0]}
+    return set()
 
-def test_settings_reach_the_wheel(wheel):
-    cfg = ConfigParser(delimiters=['=']); cfg.read(root/'settings.ini'); cfg = cfg['DEFAULT']
-    z = zipfile.ZipFile(wheel)
-    meta = z.read(next(o for o in z.namelist() if o.endswith('/METADATA'))).decode()
-    assert f"Version: {cfg['version']}\n" in meta and f"Requires-Python: >={cfg['min_python']}\n" in meta
-    needs = [o.split(':')[1].strip() for o in meta.splitlines() if o.startswith('Requires-Dist:')]
-    assert [o for o in needs if 'extra ==' not in o]==cfg['requirements'].split()
-    for extra in ('demo','dicom','dev'): assert sum(f'extra == "{extra}"' in o for o in needs)==len(cfg[f'{extra}_requirements'].split())
+def imports(text):
+    "Foreign packages that a module imports whenever it is imported, and those that a function of it imports"
+    tree = ast.parse(text)
+    functions = [o for o in ast.walk(tree) if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    late = {node for f in functions for node in ast.walk(f)}
+    always = set().union(*(names(o) for o in ast.walk(tree) if o not in late))
+    at_times = set().union(*(names(o) for o in late))
+    own = {*sys.stdlib_module_names, package.name}
+    return always-own, at_times-own
 
-def test_installed_wheel_runs_the_callback(wheel, tmp_path):
-    "In a venv of its own, that borrows the installed dependencies but not this checkout"
-    run(sys.executable, '-m', 'venv', str(tmp_path/'v'))
-    py = tmp_path/'v/bin/python'
-    run(str(py), '-m', 'pip', 'install', '--quiet', '--no-deps', str(wheel))
-    site = next(o for o in sys.path if o.endswith('site-packages'))
-    here = run(str(py), '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip()
-    (Path(here)/'borrowed.pth').write_text(site)   # after the venv's own packages, without processing our editable .pth
-    script = tmp_path/'use.py'
-    script.write_text('''
-import ols_fastai, torch
-from fastai.vision.all import *
-from torch.utils.data import TensorDataset
-from ols_fastai.callback import OLSCallback
-ds = TensorDataset(torch.randn(64,4), torch.arange(64)%3)
-learn = Learner(DataLoaders.from_dsets(ds, ds, bs=16, device='cpu', num_workers=0), nn.Linear(4,3), loss_func=CrossEntropyLossFlat())
-cb = OLSCallback()
-with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, cbs=cb)
-assert torch.allclose(cb.S.sum(1), torch.ones(3)) and len(cb.history)==2
-print(ols_fastai.__file__)
-''')
-    out = run(str(py), '-P' if sys.version_info>=(3,11) else '-I', str(script), cwd=tmp_path).splitlines()[-1]
-    assert Path(out).is_relative_to(tmp_path), out
+def required(*keys):
+    "Distributions that settings.ini names under `keys`"
+    return {canonicalize_name(Requirement(o).name) for key in keys for o in settings()[key].split()}
+
+distributions = cache(packages_distributions)  # takes seconds
+
+def missing(imported, declared):
+    "Imported packages of which no distribution is declared"
+    brings = {o: {canonicalize_name(d) for d in distributions().get(o, [o])} for o in imported}
+    return sorted(o for o in imported if not brings[o] & declared)
+
+some_imports = """
+import os, cv2
+from PIL.Image import open
+from .core import *
+def f():
+    from pydicom import dcmread
+    def g(): import a.b
+"""
+
+def test_imports_are_found():
+    assert imports(some_imports)==({'cv2','PIL'}, {'pydicom','a'})
+    assert missing({'cv2','PIL','pydicom'}, {'opencv-python'})==['PIL','pydicom']
+
+def test_every_import_is_a_requirement():
+    "Nothing is left to what fastai or torch happen to bring; what only a function imports may be an extra"
+    plain,extra = required('requirements'),required('requirements', 'demo_requirements', 'dicom_requirements')
+    found = [imports((root/o).read_text()) for o in sources()]
+    assert not missing(set().union(*(o for o,_ in found)), plain)
+    assert not missing(set().union(*(o for _,o in found)), extra)
+
+def test_accelerate_is_required_where_fastai_distributed_is_used():
+    "fastai.distributed imports it if it is there, and can't be imported without it"
+    used = any('fastai.distributed' in (root/o).read_text() for o in sources())
+    assert not used or 'accelerate' in required('requirements')
+
+# ---- lists that must not outlive their reason
+
+def test_no_file_is_excused_for_long_lines_without_need():
+    "`make lint` says which files are too long; here, which exceptions have become needless"
+    text = (root/'pyproject.toml').read_text()
+    assert 'line-length = 120\n' in text and '"E501",' not in text
+    excused = re.findall(r'^"(\w+/[\w./]+\.py)" = \["E501"\]', text, re.M)
+    assert not set(excused)-set(long_files()), 'take these off the list in pyproject.toml'
+
+def test_code_lines_are_counted():
+    assert code_lines('# a\n\nx = 1  # b\n  # c\n"d"')==['x = 1  # b','"d"']
+
+@pytest.mark.parametrize('m', list(mutations()), ids=lambda o: str(o.no))
+def test_each_line_to_break_stands_once(m):
+    assert module_file(m.module).read_text().count(m.old)==1 and m.old!=m.new
+    assert all((root/f'tests/test_{o}.py').exists() for o in m.tests)
+
+def test_each_row_of_the_table_is_read():
+    table = (root/'tests/README.md').read_text().split('## Do the tests notice?')[1]
+    assert len(re.findall(r'^\| \d+ \|', table, re.M))==len(list(mutations()))
+
+def test_quick_knows_what_a_test_imports():
+    assert module_of(Path('ols_fastai/train/ols.py'))=='train.ols' and module_of(Path('ols_fastai/core.py'))=='core'
+    assert imports_module('from ols_fastai.train.ols import *', 'train.ols')
+    assert imports_module('from ols_fastai.train import targets, ols', 'train.ols')
+    assert not imports_module('from ols_fastai.train.ols_more import *', 'train.ols')

@@ -1,12 +1,10 @@
-"README.md from nbs/index.ipynb: the notebook as markdown without hidden cells, with links that hold from the top folder."
+"README.md from nbs/index.ipynb: as markdown, without hidden cells, with links that hold from the top folder."
 import re
 import nbformat
-from pathlib import Path
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import RegexRemovePreprocessor
 from traitlets.config import Config
-
-root = Path(__file__).parent.parent
+from project import root
 
 def readme():
     c = Config()
