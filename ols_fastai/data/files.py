@@ -160,15 +160,15 @@ def find_images(
 
 def _find_clean(df, base, patient, allow_overlap):
     "`find_images` for a table in one spelling"
-    disk = DiskNames(base)
+    disk,given = DiskNames(base),df['filename'].tolist()
     names = _relative_names(df, disk.base)
     found = _look_up(disk, names)
     missing = [i for i,o in enumerate(found) if o is None]
     if missing: raise _missing_error(df, disk, names, missing)
-    if found!=df['filename'].tolist(): df = df.assign(filename=text_series(found, df.index))
-    if 'split' in df:
-        real = _real_names(disk, found)
-        if real!=found or found!=names: check_overlap(df.assign(filename=text_series(real, df.index)), patient, allow_overlap)
+    if found!=given: df = df.assign(filename=text_series(found, df.index))
+    if 'split' not in df: return df
+    real = _real_names(disk, found)
+    if real!=given: check_overlap(df.assign(filename=text_series(real, df.index)), patient, allow_overlap)
     return df
 
 # %% ../../nbs/15_data.files.ipynb #c96d8a14

@@ -97,8 +97,9 @@ def _parse_rows(f, fn, header, at, others):
     n,(i_name,i_label) = len(header.names),at
     for row in reader:
         if len(row)!=n and not _is_blank(row): row = _fit(row, n, reader, header, fn)
-        if len(row)!=n or not row[i_name].strip() and _is_blank(row): continue
-        names.append(row[i_name])
+        name = row[i_name].strip() if len(row)==n else ''
+        if not name and _is_blank(row): continue
+        names.append(name)
         labels.append(same.setdefault(row[i_label], row[i_label]))
         lines.append(reader.line_num)
         for values,k in zip(extra, others.values()):

@@ -37,8 +37,8 @@ def clean_name(
     name:str|os.PathLike # A file's name, relative or absolute
 )->str|None: # None for a name that leads out of the folder, or is empty
     "One spelling of a file's name: `./a//b/../c.png` is `a/c.png`"
-    name = os.path.normpath(os.fspath(name).strip())
-    if name in ('.','..') or name.startswith('../'): return None
+    name = os.path.normpath(os.fspath(name))
+    if not name.strip() or name in ('.','..') or name.startswith('../'): return None
     return '/'+name.lstrip('/') if name[0]=='/' else name
 
 def name_key(
@@ -46,12 +46,13 @@ def name_key(
 )->str:
     "Names of one file have one key, whatever their Unicode form and slashes"
     if '\\' in name: name = os.path.normpath(name.replace('\\', '/'))
-    return unicodedata.normalize('NFC', name)
+    return unicodedata.normalize('NFC', name.strip())
 
 def name_keys(
     names:list # Of text, from `clean_table`
 )->list:
     "`name_key` of each"
+    names = [o.strip() for o in names]
     joined = '\n'.join(names)
     if joined.isascii() and '\\' not in joined: return names   # all are keys already, which is quicker to see in one piece
     return [name_key(o) for o in names]
@@ -76,7 +77,7 @@ def _as_text(df, i, name):
 def _check_name(df, i, name):
     "Raise for a name that can't be one of a file"
     where = row_place(df, i)
-    if not name: raise ValueError(f"{where}: empty filename; fill it in or take the row out")
+    if not name.strip(): raise ValueError(f"{where}: empty filename; fill it in or take the row out")
     if any(c in name for c in '\n\r\0'):
         raise ValueError(f"{where}: a line break or a zero byte inside {name!r}: is a quotation mark missing?")
     if clean_name(name) is None:
@@ -87,9 +88,8 @@ def _clean_names(df):
     given = df['filename'].to_numpy(dtype=object).tolist()
     names = given
     if set(map(type, given))!={str}: names = [_as_text(df, i, o) for i,o in enumerate(given)]
-    names = [o.strip() for o in names]
     joined = '\n'.join(['', *names, ''])
-    if '' in names or joined.count('\n')!=len(names)+1 or any(o in joined for o in _other_spelling):
+    if not all(map(str.strip, names)) or joined.count('\n')!=len(names)+1 or any(o in joined for o in _other_spelling):
         for i,o in enumerate(names): _check_name(df, i, o)
         names = [clean_name(o) for o in names]
     return df['filename'] if names==given else text_series(names, df.index)
