@@ -31,7 +31,7 @@ class _Store:
         self.blob = _pack(df['filename'].tolist())
         self.ends = np.flatnonzero(self.blob==10)
         codes,vocab = pd.factorize(df['label'], sort=True)
-        self.vocab,self.codes = list(vocab),codes.astype(np.int32)
+        self.vocab,self.codes = vocab.tolist(),codes.astype(np.int32)
         self.starts = np.cumsum([0]+[(df['split']==o).sum() for o in SPLITS])
         self.lines = self.lists = self.list_codes = self.bad = None
         if has_places(df): self._keep_places(df)

@@ -184,7 +184,7 @@ def image_block(
 )->DataBlock: # Call its `dataloaders(df)`
     "The `DataBlock` of a table of images"
     df = clean_table(df)
-    vocab = sorted(df['label'][df['split']=='train'].unique())
+    vocab = sorted(df['label'][df['split']=='train'].unique().tolist())
     image = CVImageBlock(stats, window, min_side)
     image.type_tfms = L(ReadRow(find_root(df, root, check_files=False), list(image.type_tfms), on_error))
     return TableBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)),

@@ -157,58 +157,73 @@ def check_splits(
     return df
 
 # %% ../../nbs/12_data.splits.ipynb #37e942fb
-def _count_members(groups, labels):
-    "Images of each label in each group: a list of {label: n}"
-    members = [{} for _ in range(groups.max()+1)]
-    for g,l in zip(groups.tolist(), labels.tolist()): members[g][l] = members[g].get(l, 0)+1
-    return members
+class _Groups:
+    "Images of each label in each group: `labels[k]` and `n[k]` for `k` in `at(g)`"
+    def __init__(self, groups, labels):
+        self.n_labels = int(labels.max())+1
+        pairs,self.n = np.unique(groups.astype(np.int64)*self.n_labels+labels, return_counts=True)
+        self.groups,self.labels = pairs//self.n_labels,pairs%self.n_labels
+        self.sizes = np.bincount(groups)
+        self.ends = np.cumsum(np.bincount(self.groups))
 
-def _keep_in_training(members, rng):
-    "A group with each label; labels of few groups choose first"
-    holders,kept = {},set()
-    for g,m in enumerate(members):
-        for l in m: holders.setdefault(l, []).append(g)
-    for groups in sorted(holders.values(), key=len):
-        if kept.isdisjoint(groups): kept.add(int(rng.choice(groups)))
-    return kept
+    def __len__(self): return len(self.sizes)
+    def at(self, g): return slice(self.ends[g-1] if g else 0, self.ends[g])
+    def having(self, label): return self.groups[self.labels==label]
 
-def _deal(members, kept, shares, rng):
-    "The split of each group, -1 for one that is left: groups with the same images are dealt by the shares, rounded down"
-    split,alike = np.full(len(members), -1),{}
+    def alike(self):
+        "Groups with the same images of the same labels, as lists"
+        out = {}
+        for g in range(len(self)):
+            k = self.at(g)
+            out.setdefault((self.labels[k].tobytes(), self.n[k].tobytes()), []).append(g)
+        return out.values()
+
+    def count(self, split):
+        "(3,L+1) images of each label that each split has, and of all labels; groups of split -1 are in none"
+        have = np.zeros((len(SPLITS),self.n_labels+1))
+        is_in = split[self.groups]>=0
+        np.add.at(have, (split[self.groups][is_in], self.labels[is_in]), self.n[is_in])
+        have[:,-1] = have.sum(1)
+        return have
+
+def _deal(groups, kept, shares, rng):
+    "The split of each group, -1 for one that is left. Those kept go to training, those alike by the shares, rounded down"
+    split = np.full(len(groups), -1)
     split[list(kept)] = 0
-    for g,m in enumerate(members): alike.setdefault(tuple(sorted(m.items())), []).append(g)
-    for groups in alike.values():
-        free = rng.permutation([g for g in groups if g not in kept]).astype(int)
-        n = np.floor(shares*len(groups)).astype(int)
-        n[0] = max(0, n[0]-(len(groups)-len(free)))
+    for alike in groups.alike():
+        free = rng.permutation([g for g in alike if g not in kept]).astype(int)
+        n = np.floor(shares*max(0, len(alike)-10)).astype(int)   # the last ten even out what is left
+        n[0] = max(0, n[0]-(len(alike)-len(free)))
         dealt = np.repeat([2,1,0], n[::-1])[:len(free)]
         split[free[:len(dealt)]] = dealt
     return split
 
-# %% ../../nbs/12_data.splits.ipynb #9a3ddd38
-def _count_splits(members, split, n_labels):
-    "(3,L+1) images of each label that each split has so far, and of all labels"
-    have = np.zeros((len(SPLITS),n_labels+1))
-    for s,m in zip(split, members):
-        if s>=0: have[s,list(m)] += list(m.values())
-    have[:,-1] = have.sum(1)
-    return have
-
-def _place(members, split, n_labels, shares, rng):
-    "Put the groups that are left where most of what they have is lacking"
-    have = _count_splits(members, split, n_labels)
-    want = shares[:,None]*_count_splits(members, np.zeros_like(split), n_labels)[0]
+# %% ../../nbs/12_data.splits.ipynb #7218212a
+def _place(groups, split, shares, rng):
+    "Put the groups that are left, large ones first, where most of what they have is lacking"
+    have,want = groups.count(split),shares[:,None]*groups.count(np.zeros_like(split))[0]
     weight = 1/np.maximum(want, 1e-9)
-    weight[:,-1] *= n_labels   # the shares of all images count as much as those of the labels together
-    left,sizes = rng.permutation(np.flatnonzero(split<0)),np.array([sum(m.values()) for m in members])
-    left = left[np.argsort(-np.floor(np.log2(sizes[left])), kind='stable')]   # by size, at random among those of similar size
-    used = np.flatnonzero(shares>0)
-    for g in left:
-        labels,n = [*members[g], n_labels],np.array([*members[g].values(), sizes[g]])
+    weight[:,-1] *= groups.n_labels   # the shares of all images count as much as those of the labels together
+    left,used = rng.permutation(np.flatnonzero(split<0)),np.flatnonzero(shares>0)
+    order = np.argsort(-np.floor(np.log2(groups.sizes[left])), kind='stable')   # at random among those of similar size
+    for g in left[order]:
+        k = groups.at(g)
+        labels,n = np.append(groups.labels[k], groups.n_labels),np.append(groups.n[k], groups.sizes[g])
         growth = n*(2*(have[:,labels]-want[:,labels])+n)   # of the squared distance from what is wanted
         split[g] = used[(growth*weight[:,labels]).sum(1)[used].argmin()]
         have[split[g],labels] += n
     return split
+
+def _draw_splits(groups, shares, seed):
+    "The split of each group. Where training would lack a label it is drawn again, with a group of that label kept there"
+    kept = set()
+    while True:
+        rng = np.random.default_rng(seed)
+        split = _place(groups, _deal(groups, kept, shares, rng), shares, rng)
+        lost = np.flatnonzero(groups.count(split)[0,:-1]==0)
+        if not len(lost): return split
+        for having in map(groups.having, lost):
+            if kept.isdisjoint(having): kept.add(int(rng.choice(having)))
 
 # %% ../../nbs/12_data.splits.ipynb #a418dcf6
 def _group_ids(df, group):
@@ -245,11 +260,9 @@ def split_by_group(
     Every class stays in training. Raises `ValueError` for a row without a group; warns where the shares can't be had"""
     if not (valid>0 and test>=0 and valid+test<1):
         raise ValueError(f"valid and test are shares that leave something to training, got {valid} and {test}")
-    clean,rng = clean_table(df, None),np.random.default_rng(seed)
+    clean,shares = clean_table(df, None),np.array([1-valid-test, valid, test])
     groups,labels = pd.factorize(_group_ids(clean, group))[0],pd.factorize(clean['label'])[0]
-    shares,members = np.array([1-valid-test, valid, test]),_count_members(groups, labels)
-    split = _deal(members, _keep_in_training(members, rng), shares, rng)
-    codes = _place(members, split, labels.max()+1, shares, rng)[groups]
+    codes = _draw_splits(_Groups(groups, labels), shares, seed)[groups]
     _warn_of_shares(codes, shares, group)
     return df.reset_index(drop=True).assign(split=np.array(SPLITS, dtype=object)[codes])
 
