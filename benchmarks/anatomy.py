@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from scipy.stats import false_discovery_control, rankdata, t
 from ols_fastai.core import load_tensors, write_csv
-from ols_fastai.data.lists import sample_per_class
+from ols_fastai.data.splits import sample_per_class
 from ols_fastai.data.datasets import atlas_files, brain_regions, load_volume, region_voxels
 from ols_fastai.core import package_versions
 

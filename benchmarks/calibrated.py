@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ols_fastai.calibration.metrics import summary_metrics, nll
 from ols_fastai.core import load_tensors, write_csv
-from ols_fastai.data.lists import sample_per_class
+from ols_fastai.data.splits import sample_per_class
 from ols_fastai.data.datasets import brain_regions
 from ols_fastai.compare.comparison import compare
 from ols_fastai.core import package_versions

@@ -8,8 +8,13 @@ __all__ = []
 # %% ../nbs/90_all.ipynb #72f02ec4
 from .core import *
 from .data.images import *
+from .data.tables import *
+from .data.splits import *
 from .data.lists import *
+from .data.folders import *
+from .data.files import *
 from .data.checks import *
+from .data.items import *
 from .data.loaders import *
 from .data.datasets import *
 from .train.soft_labels import *

@@ -6,7 +6,12 @@ from hypothesis import example, given, settings, strategies as st
 from fastai.vision.all import Flatten, Learner, CrossEntropyLossFlat, Tensor, accuracy, nn, no_random, noop, plt
 from fastai.callback.progress import ProgressCallback
 from ols_fastai.data.checks import check_images
+from ols_fastai.data.tables import *
+from ols_fastai.data.splits import *
 from ols_fastai.data.lists import *
+from ols_fastai.data.folders import *
+from ols_fastai.data.files import *
+from ols_fastai.data.items import *
 from ols_fastai.data.loaders import *
 from ols_fastai.data.datasets import RadImageNet
 from ols_fastai.train.models import create_model, load_radimagenet
@@ -302,10 +307,10 @@ def test_no_object_a_row():
     assert all(isinstance(o, np.ndarray) and o.dtype!=object for o in arrays) and sum(o.nbytes for o in arrays)<40*len(df)
     assert [s.name(i) for i in range(1000)]==df.filename.tolist()
 
-@given(names=st.lists(st.text(st.characters(exclude_characters='\n'), min_size=1), min_size=1, max_size=6))
+@given(names=st.lists(st.text(st.characters(exclude_characters='\n\r\0/')), min_size=1, max_size=6))
 @settings(deadline=None, derandomize=True)
 def test_names_come_back_as_they_were(names):
-    names = [o.encode(errors='replace').decode() for o in names]
+    names = ['a'+o.encode(errors='replace').decode() for o in names]
     items = TableItems.create(pd.DataFrame(dict(filename=names, label='x', split='train')))
     assert [items[i].filename for i in range(len(items))]==names
 
@@ -396,3 +401,382 @@ def test_radimagenet_weights(tmp_path):
         assert (net.state_dict()[f'{ {v: k for k,v in to.items()}[i]}.{rest}']==v).all()
     assert (net.fc.weight==fc).all()
     with pytest.raises(ValueError, match='lack'): load_radimagenet(net, {k: v for k,v in state.items() if '.5.' not in k[:18]})
+
+# --- one check and one spelling for every table, list and folder ---------------------------------------------------------------------------
+
+@pytest.fixture
+def six(tmp_path):
+    "A table of six images in `tmp_path`: two classes, four to train on, two to validate"
+    for i in range(6): picture(tmp_path/f'{i}.png', i)
+    return pd.DataFrame(dict(filename=[f'{i}.png' for i in range(6)], label=['x','y']*3, split=['train']*4+['valid']*2))
+
+def loaders(df, root, **kwargs): return image_dls(df, root=root, size=8, bs=2, num_workers=0, **kwargs)
+
+def said(f):
+    "The warnings of a call"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        f()
+    return [str(o.message) for o in ws]
+
+@pytest.mark.parametrize('labels', [[0,1,None,0,0,1], [0,1,float('nan'),0,0,1], ['x','y',None,'x','x','y'], ['x','y','','x','x','y'], ['x','y',' \t','x','x','y'],
+    [0,1,pd.NA,0,0,1], pd.Categorical(['x','y',None,'x','x','y']), pd.array([0,1,None,0,0,1], dtype='Int64'), pd.array([True,False,None,True,True,False], dtype='boolean')])
+def test_missing_label_names_row_and_file(six, tmp_path, labels):
+    df = six.assign(label=labels)
+    for call in (lambda: loaders(df, tmp_path), lambda: check_splits(df), lambda: TableItems.create(df), lambda: image_block(df, tmp_path), lambda: find_images(df, tmp_path),
+                 lambda: split_by_group(df, 'filename'), lambda: check_images(df, tmp_path, progress=False)):
+        with pytest.raises(ValueError, match=r'row 2: empty label of 2\.png'): call()
+    with pytest.raises(ValueError, match=r'my\.csv, line 4: empty label of 2\.png'): check_splits(df.assign(list='my.csv', line=range(2, 8)))
+
+@pytest.mark.parametrize('labels,vocab', [([0,1,1,0,0,1], [0,1]), ([0.,1.,1.,0.,0.,1.], [0,1]), ([1,'1',0,'0',1.,0], ['0','1']), ([True,False]*3, [False,True]), (['a','a ',' b','b','a','b'], ['a','b']),
+    (['ö','o\u0308','y','y','ö','y'], ['y','ö']), (pd.Categorical(['x','y']*3, categories=['z','y','x']), ['x','y']), ([10,9,10,9,10,9], [9,10]), (pd.array([1,2]*3, dtype='Int64'), [1,2])])
+def test_labels_of_every_kind(six, tmp_path, labels, vocab):
+    dls = loaders(six.assign(label=labels), tmp_path)
+    assert list(dls.vocab)==vocab and [type(o) for o in dls.vocab]==[type(o) for o in vocab]
+    assert dls.counts.loc['all classes','after']==4 and set(dls.counts.index)=={*vocab,'all classes'}
+    y = [int(y) for _,y in dls.train_ds]
+    assert [dls.vocab[o] for o in y]==dls.train.items.frame().label.tolist() and len(dls.train.one_batch()[1])==2
+
+@pytest.mark.parametrize('label', [['x','y'], pd.Timestamp(0), ('x',), b'x', {'x'}])
+def test_label_that_is_no_class(six, tmp_path, label):
+    with pytest.raises(ValueError, match=r'row 1: the label .* of 1\.png is of type \w+: a class is text'):
+        loaders(six.assign(label=pd.Series(['x',label,'x','y','x','y'], dtype=object)), tmp_path)
+
+@pytest.mark.parametrize('name', ['./0.png', 'a/../0.png', './/0.png', 'a\\..\\0.png', '.\\0.png', ' 0.png', __import__('pathlib').Path('0.png'), __import__('pathlib').Path('a/../0.png')])
+def test_one_file_of_many_names_in_two_splits(six, tmp_path, name):
+    df = six.assign(filename=['0.png','1.png','2.png','3.png',name,'5.png'])
+    for kwargs in (dict(), dict(check_files=False)):
+        with pytest.raises(ValueError, match=r'0\.png is in train and in valid'): loaders(df, tmp_path, **kwargs)
+    assert len(loaders(df, tmp_path, allow_overlap='file').valid_ds)==2
+
+def test_unicode_form_of_file_names(six, tmp_path):
+    composed,parts = 'Ödem.png','O\u0308dem.png'
+    picture(tmp_path/parts, 7)
+    df = six.assign(filename=[composed,*six.filename[1:]])
+    dls = loaders(df, tmp_path)
+    assert dls.train.items[0].filename==parts and dls.train_ds[0][0].shape==(24,24)
+    with pytest.raises(ValueError, match='is in train and in valid'): check_splits(df.assign(filename=[composed,'1.png','2.png','3.png',parts,'5.png']))
+
+@pytest.mark.parametrize('name,says', [(None,'empty filename'), ('','empty filename'), (' ','empty filename'), (float('nan'),'empty filename'), (pd.NA,'empty filename'), (3,'is of type int'), (b'3.png','is of type bytes'),
+    ('../3.png','leads out'), ('a/../../3.png','leads out'), ('.','leads out'), ('3\n.png','line break')])
+def test_names_that_are_none(six, tmp_path, name, says):
+    df = six.assign(filename=pd.Series(['0.png','1.png','2.png',name,'4.png','5.png'], dtype=object))
+    for call in (lambda: loaders(df, tmp_path), lambda: check_splits(df), lambda: TableItems.create(df)):
+        with pytest.raises(ValueError, match=f'row 3: .*{says}'): call()
+
+def test_columns_that_leave_open_which_is_meant(six, tmp_path):
+    with pytest.raises(ValueError, match="2 columns 'label'"): loaders(pd.concat([six, six[['label']]], axis=1), tmp_path)
+    with pytest.raises(ValueError, match="no column 'filename'"): loaders(six.rename(columns={'filename':'name'}), tmp_path)
+    with pytest.raises(ValueError, match="no column 'filename'"): loaders(six.set_axis([0,1,2], axis=1), tmp_path)
+    with pytest.raises(ValueError, match='no rows'): loaders(six[:0], tmp_path)
+
+def test_table_from_paths_and_columns_called_anything(six, tmp_path):
+    names = ['frame','items','index','list','line','iloc','values','store','where','name','dtype','shape','T','vocab','codes',7,None]
+    df = six.copy()
+    for i,o in enumerate(names): df[o] = range(i, i+6)
+    df['nested'] = [[i] for i in range(6)]
+    dls = loaders(df, tmp_path)
+    back = dls.valid.items.frame()
+    for o in [*names,'nested']: assert back[o].tolist()==df[o][4:].tolist(), o
+    assert loader_table(dls.valid).equals(back)
+    test_dl = dls.test_dl(df, with_labels=True)
+    assert loader_table(test_dl).equals(df) and torch.cat([y for _,y in test_dl]).tolist()==[0,1]*3
+    assert len(check_images(df, tmp_path, progress=False))==0 and len(split_by_group(df, 'filename'))==6
+
+same_patient = [7, 7., '7', '7.0', ' 7', '7.00', np.int64(7), np.float32(7), '7\u200b', '\ufeff7']
+@pytest.mark.parametrize('a', same_patient)
+@pytest.mark.parametrize('b', ['7', 7.])
+def test_one_patient_of_many_spellings(six, a, b):
+    df = six.assign(patient=pd.Series([a,8,9,'A',b,'B'], dtype=object))
+    with pytest.raises(ValueError, match='patient 7 is in train and in valid'): check_splits(df)
+    with pytest.raises(ValueError, match='patient 7 is in train and in valid'): check_splits(df.assign(patient=df.patient.astype('category')))
+    with pytest.raises(ValueError, match='who 7 is in train and in valid'): check_splits(df.rename(columns={'patient':'who'}), patient='who')
+    s = split_by_group(df.drop(columns='split'), valid=.34, test=0)
+    assert s['split'][0]==s['split'][4] and split_counts(s).patients.sum()==5
+
+@pytest.mark.parametrize('missing', [None, float('nan'), pd.NA, pd.NaT, '', ' \t', 'nan', '<NA>'])
+def test_missing_patient_is_nobody(six, tmp_path, missing):
+    df = six.assign(patient=pd.Series([1,2,missing,missing,missing,5], dtype=object))
+    assert not said(lambda: check_splits(df))
+    assert loaders(df, tmp_path).valid.items.frame().patient.tolist()==['','5'] and split_counts(df).patients.tolist()==[2,1]
+    with pytest.raises(ValueError, match='patient 5 is in train and in valid'): check_splits(df.assign(patient=pd.Series([5,2,missing,missing,missing,5], dtype=object)))
+    with pytest.raises(ValueError, match=r'row 2: 2\.png has no patient'): split_by_group(df.drop(columns='split'))
+
+def test_patient_that_pandas_wrote_in_two_ways(tmp_path):
+    pd.DataFrame(dict(filename=['0.png','1.png'], label=['x','y'], patient=[7,8])).to_csv(tmp_path/'t.csv', index=False)
+    pd.DataFrame(dict(filename=['2.png','3.png'], label=['x','y'], patient=[7,None])).to_csv(tmp_path/'v.csv', index=False)
+    with pytest.raises(ValueError, match='patient 7 is in train and in valid'): read_lists(tmp_path/'t.csv', tmp_path/'v.csv')
+    assert read_lists(tmp_path/'t.csv', tmp_path/'v.csv', allow_overlap='patient').patient.tolist()==['7','8','7','']
+
+@pytest.mark.parametrize('a,b', [('007','7'), ('P07','P7'), ('p7','P7'), ('Ann Lee','AnnLee'), ('７','7')])
+def test_patients_that_may_be_one_are_said(six, a, b):
+    two = said(lambda: check_splits(six.assign(patient=[a,'x','y','z',b,'u'])))
+    assert len(two)==1 and f'patient {a!a} and patient {b!a} are in train and in valid' in two[0]
+    assert not said(lambda: check_splits(six.assign(patient=[a,b,'y','z','w','u'])))      # together they do no harm
+
+@pytest.mark.parametrize('a,b,how', [('x','X','upper and lower case'), ('x','x\u200b','blanks, invisible'), ('left knee','left  knee','blanks, invisible'), ('left knee','left\u00a0knee','blanks, invisible'),
+    ('1','1.0','blanks, invisible'), ('01','1','blanks, invisible'), ('ﬁbroma','fibroma','')])
+def test_classes_that_may_be_one_are_said(six, a, b, how):
+    two = said(lambda: check_splits(six.assign(label=[a,b,a,b,a,b])))
+    assert len(two)==1 and 'are two classes, which differ in '+how in two[0], two
+
+def test_labels_are_one_in_lists_too(tmp_path):
+    a,v = write(tmp_path/'a.csv', [('1.png','Ödem'),('2.png','x ')]),write(tmp_path/'v.csv', [('3.png','O\u0308dem'),('4.png',' x')])
+    assert read_lists(a, v).label.nunique()==2
+
+def test_classes_without_images_in_validation_or_test_are_said_once(shapes, tmp_path):
+    v = write(tmp_path/'v.csv', [('img/cyst/valid0.png','cyst')])
+    ws = said(lambda: image_dls(shapes['train'], v, shapes['test'], size=8, bs=2, num_workers=0))
+    assert ws==["valid has no image of 1 of 2 classes: 'tear'; its figures are silent about them"]
+
+def test_sample_of_a_table_with_a_duplicate_index(six, tmp_path):
+    df = six.set_axis([0,0,1,1,2,2])
+    assert len(loaders(df, tmp_path, n_per_class=1).train_ds)==2
+    assert sample_per_class(df, 1, seed=3).filename.tolist()==sample_per_class(six, 1, seed=3).filename.tolist()
+
+# --- files and folders of every name --------------------------------------------------------------------------------------------------------
+
+def test_names_that_are_not_utf8(tmp_path):
+    "From the folder through the loaders and the check to what is left out"
+    raw = os.fsencode(tmp_path)+b'/%s/b\xe4r%d.png'
+    for i in range(6):
+        picture(tmp_path/f'{"ab"[i%2]}/{i}.png', i)
+        os.rename(tmp_path/f'{"ab"[i%2]}/{i}.png', raw%(b'ab'[i%2:i%2+1], i))
+    df = read_folder(tmp_path).assign(split=['train','train','valid']*2)
+    dls = loaders(df, tmp_path)
+    assert '\udce4' in dls.train.items[0].filename and len(list(dls.valid))==1 and dls.train.items.frame().filename.tolist()==df.filename[df.split=='train'].tolist()
+    assert len(check_images(df, tmp_path, progress=False))==0
+    df[:1].to_csv(tmp_path/'bad.csv', index=False, errors='surrogateescape')
+    assert drop_images(df, tmp_path/'bad.csv').filename.tolist()==df.filename[1:].tolist()
+
+def test_what_is_passed_over_in_a_folder_is_counted(tmp_path):
+    for i,o in enumerate(['a/1.png','a/.@__thumb/1.png','@eaDir/a/1.png','b/@eaDir/2.png','b/2.jfif.png','__MACOSX/a/1.png','a/._1.png','b/sub/3.webp','#recycle/4.png']): picture(tmp_path/o, i)
+    (tmp_path/'b/2.jfif.png').rename(tmp_path/'b/2.jfif')
+    for o in ('a/scan.nii.gz','a/Thumbs.db','a/notes.txt','b/report','b/x.heic'): (tmp_path/o).touch()
+    ws = said(lambda: got.extend(read_folder(tmp_path).filename)) if (got := []) is not None else None
+    assert got==['a/1.png','b/2.jfif','b/sub/3.webp'] and len(ws)==1
+    for o in ('2 images in @eaDir','1 images in .@__thumb','1 images in __MACOSX','1 images in #recycle','1 hidden images','1 files .gz','1 files .heic','1 files without a suffix'): assert o in ws[0], (o, ws)
+    assert '.db' not in ws[0] and '.txt' not in ws[0]
+
+def test_dicom_of_any_name(tmp_path):
+    pytest.importorskip('pydicom')
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+    meta = FileMetaDataset(); meta.TransferSyntaxUID = ExplicitVRLittleEndian; meta.MediaStorageSOPClassUID = '1.2'; meta.MediaStorageSOPInstanceUID = '1.2.3'
+    for i,o in enumerate(['IM0001','1.2.840.113619.2','x.dcm','x.DICOM']):
+        ds = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+        ds.Rows = ds.Columns = 8; ds.BitsAllocated = ds.BitsStored = 8; ds.HighBit = 7; ds.PixelRepresentation = 0; ds.SamplesPerPixel = 1; ds.PhotometricInterpretation = 'MONOCHROME2'
+        ds.PixelData = bytes(range(i, i+64))
+        (tmp_path/'ab'[i%2]).mkdir(exist_ok=True)
+        ds.save_as(tmp_path/'ab'[i%2]/o)
+    df = read_folder(tmp_path)
+    assert df.filename.tolist()==['a/IM0001','a/x.dcm','b/1.2.840.113619.2','b/x.DICOM']
+    dls = loaders(df.assign(split=['train','valid']*2), tmp_path)
+    assert dls.train.one_batch()[0].shape==(2,3,8,8)
+
+def test_folders_through_links_each_once(tmp_path):
+    picture(tmp_path/'all/1.png', 1); picture(tmp_path/'tree/b/2.png', 2)
+    (tmp_path/'tree/a').mkdir(); (tmp_path/'tree/a/linked').symlink_to('../../all'); (tmp_path/'tree/a/loop').symlink_to('.')
+    assert read_folder(tmp_path/'tree').filename.tolist()==['a/linked/1.png','b/2.png']
+
+def test_linked_files_are_one(tmp_path):
+    for i in range(4): picture(tmp_path/f'all/{i}.png', i)
+    for split,k in (('train',0),('train',1),('valid',1),('valid',2)):
+        (tmp_path/f'tree/{split}/a').mkdir(parents=True, exist_ok=True); (tmp_path/f'tree/{split}/a/{split}{k}.png').symlink_to(tmp_path/f'all/{k}.png')
+    df = read_folder(tmp_path/'tree')
+    with pytest.raises(ValueError, match='is in train and in valid'): loaders(df, tmp_path/'tree')
+    assert len(loaders(df, tmp_path/'tree', allow_overlap='file').valid_ds)==2
+
+def test_names_without_their_suffix(six, tmp_path):
+    df = six.assign(filename=six.filename.str.removesuffix('.png'))
+    (tmp_path/'0.txt').touch()
+    assert loaders(df, tmp_path).train.items.frame().filename.tolist()==six.filename[:4].tolist()
+    picture(tmp_path/'1.jpg', 1)
+    with pytest.raises(ValueError, match=r'ambiguous: 1 may be 1\.jpg or 1\.png'): loaders(df, tmp_path)
+    (tmp_path/'1.jpg').unlink()
+    with pytest.raises(FileNotFoundError, match=r'the first is 3\.jpg; there is 3\.png: is its suffix right\?'): loaders(six.assign(filename=six.filename.str.replace('3.png','3.jpg')), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'there is no folder sub'): loaders(six.assign(filename=[*six.filename[:5],'sub/5.png']), tmp_path)
+
+@pytest.mark.parametrize('respell', [str.upper, lambda o: o+'x', lambda o: o.replace('.png', ''), lambda o: o.replace('/', '\\')])
+def test_names_are_looked_up_in_linear_time(tmp_path, monkeypatch, respell):
+    "Work grows as the number of names: each folder is listed once, each name on disk is folded once"
+    import ols_fastai.data.files as files
+    counts = []
+    for n in (100,400):
+        folder = tmp_path/f'{n}/d'; folder.mkdir(parents=True)
+        for i in range(n): (folder/f'{i}.png').touch()
+        count = dict(scandir=0, fold=0)
+        def counted(name, f, key):
+            def run(*args): count[key] += 1; return f(*args)
+            monkeypatch.setattr(*name, run)
+        counted((os,'scandir'), os.scandir, 'scandir'); counted((files,'_folded'), files._folded, 'fold')
+        df = pd.DataFrame(dict(filename=[respell(f'd/{i}.png') for i in range(n)], label='x'))
+        try: files.find_images(df, tmp_path/str(n))
+        except FileNotFoundError: pass
+        monkeypatch.undo()
+        counts.append(count)
+    assert counts[0]['scandir']<=3 and counts[1]['scandir']==counts[0]['scandir'] and counts[1]['fold']<=4*counts[0]['fold']+8
+
+def test_check_images_lists_each_folder_once(tmp_path, monkeypatch):
+    for i in range(4): picture(tmp_path/f'd/{i}.png', i)
+    df = pd.DataFrame(dict(filename=[f'd/{i}.png' for i in range(60)], label='x', split='train'))
+    listed,scandir = [],os.scandir
+    monkeypatch.setattr(os, 'scandir', lambda path: listed.append(str(path)) or scandir(path))
+    assert (check_images(df, tmp_path, n_workers=1, progress=False).problem=='missing').sum()==56
+    assert listed.count(str(tmp_path/'d'))==1
+
+# --- encodings --------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('encoding', ['cp1252','latin-1','utf-16','utf-8'])
+def test_lists_in_other_encodings(tmp_path, encoding):
+    for o,n in (('t','1.png'),('v','2.png')): (tmp_path/f'{o}.csv').write_text(f'filename,label\n{n},Ödem\n', encoding=encoding)
+    assert read_lists(tmp_path/'t.csv', tmp_path/'v.csv', encoding=encoding).label.tolist()==['Ödem']*2
+    assert image_table(tmp_path/'t.csv', tmp_path/'v.csv', encoding=encoding, check_files=False, root=picture(tmp_path/'1.png') or tmp_path)[0].label.tolist()==['Ödem']*2
+
+def test_wrong_encoding_is_named(tmp_path):
+    fn = tmp_path/'a.csv'
+    fn.write_text('filename,label\n1.png,x\n2.png,Ödem\n', encoding='cp1252')
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: not in UTF-8 \(byte 0xd6\)\. Give encoding='cp1252'.*CSV UTF-8"): read_list(fn)
+    with pytest.raises(ValueError, match="no encoding 'windows'"): read_list(fn, encoding='windows')
+    fn.write_text('filename,label\n1.png,x\n', encoding='utf-16')
+    with pytest.raises(ValueError, match="encoding='utf-16'"): read_list(fn)
+    fn.write_text('filename,label\n1.png,Ödem\n')
+    with pytest.raises(ValueError, match=r'a\.csv.*not in UTF-16'): read_list(fn, encoding='utf-16')
+    assert any('is in UTF-8, by all signs' in o for o in said(lambda: read_list(fn, encoding='cp1252')))
+
+# --- splits -----------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('valid,test', [(.2,.3), (.4,0), (.1,.1), (.05,.15), (.3,.3)])
+@pytest.mark.parametrize('kind', range(3))
+def test_split_has_the_shares_asked_for(valid, test, kind):
+    "Within two patients of mean size, of all images; of each class near enough"
+    rng = np.random.default_rng(kind)
+    sizes = [np.full(500, 4), rng.integers(1, 9, 300), rng.geometric(.2, 300)][kind]
+    patients = np.repeat(np.arange(len(sizes)), sizes)
+    labels = [np.arange(len(patients))%2, rng.integers(0, 5, len(sizes))[patients], np.minimum(rng.geometric(.5, len(patients)), 4)][kind]
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(len(patients))], label=labels, patient=patients))
+    s = None
+    assert not said(lambda: split_by_group(df, valid=valid, test=test))
+    s = split_by_group(df, valid=valid, test=test, seed=1)
+    want = pd.Series(dict(train=1-valid-test, valid=valid, test=test))
+    got = s['split'].value_counts().reindex(SPLITS, fill_value=0)
+    assert (got-want*len(df)).abs().max()<=2*sizes.mean()
+    of_class = pd.crosstab(s.label, s['split']).reindex(columns=SPLITS, fill_value=0)
+    assert (of_class - np.outer(of_class.sum(1), want)).abs().max(axis=None)<=4*sizes.mean()
+    assert s.groupby('patient')['split'].nunique().max()==1 and s.drop(columns='split').equals(df)
+    assert not split_by_group(df, valid=valid, test=test, seed=2)['split'].equals(s['split'])
+
+def test_split_that_can_not_be_had_is_said():
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(100)], label=['a','b']*50, patient=['A']*60+['B']*20+['C']*20))
+    ws = said(lambda: out.append(split_by_group(df, valid=.4, test=.1))) if (out := []) is not None else None
+    assert len(ws)==1 and '60.0% of the images for train instead of 50.0%' in ws[0]
+    assert out[0].groupby('patient')['split'].nunique().max()==1
+
+@pytest.mark.parametrize('seed', range(8))
+def test_split_keeps_whole_patients_of_a_rare_class_in_training(seed):
+    "The patient with all images of a class has others too: they go with it"
+    rng = np.random.default_rng(seed)
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(60)], patient=rng.integers(0, 12, 60), label='common'))
+    for p in range(3): df.loc[df.index[df.patient==p][:1],'label'] = f'rare{p}'
+    s = split_by_group(df, valid=.3, test=.3, seed=seed)
+    assert set(s.label)==set(s.label[s['split']=='train']) and s.groupby('patient')['split'].nunique().max()==1
+
+# --- patients from names ------------------------------------------------------------------------------------------------------------------------
+
+def test_patients_from_names(tmp_path):
+    for i,o in enumerate(['a/13_1.png','a/14_1.png','b/13_2.png','b/15_1.png']): picture(tmp_path/o, i)
+    df = read_folder(tmp_path, patient_from=r'(\d+)_')
+    assert df.patient.tolist()==['13','14','13','15'] and read_folder(tmp_path, patient_from=r'^\w/').patient.tolist()==['a/','a/','b/','b/']
+    s = split_by_group(df, valid=.3, test=0)
+    assert s['split'][0]==s['split'][2]
+    a,v = write(tmp_path/'t.csv', [('a/13_1.png','a'),('b/15_1.png','b')]),write(tmp_path/'v.csv', [('a/14_1.png','a'),('b/13_2.png','b')])
+    for call in (lambda: read_lists(a, v, patient_from=r'(\d+)_'), lambda: image_dls(a, v, size=8, bs=1, num_workers=0, patient_from=r'(\d+)_'),
+                 lambda: loaders(read_lists(a, v), tmp_path, patient_from=r'(\d+)_')):
+        with pytest.raises(ValueError, match='patient 13 is in train and in valid'): call()
+    with pytest.raises(ValueError, match=r'a/13_1\.png|13_1\.png, and there are 3 more'): read_folder(tmp_path, patient_from='P(.*)_')
+    with pytest.raises(ValueError, match='no regular expression'): read_folder(tmp_path, patient_from='(')
+
+# --- workers and what is drawn --------------------------------------------------------------------------------------------------------------------
+
+def epochs(lists, num_workers, n=2, **kwargs):
+    "Batches of `n` epochs"
+    with no_random(5): dl = image_dls(**lists, size=12, bs=4, num_workers=num_workers, **kwargs).train
+    return [torch.stack([x for x,_ in dl]) for _ in range(n)]
+
+def test_workers_do_not_change_what_is_drawn(shapes):
+    runs = [epochs(shapes, o, crop=.5, flip=True) for o in (0,1,2)]
+    for other in runs[1:]:
+        for a,b in zip(runs[0], other): assert torch.equal(a, b)
+    plain = epochs(shapes, 0)
+    assert not torch.equal(runs[0][0], plain[0]) and not torch.equal(runs[0][0].flatten().sort()[0], runs[0][1].flatten().sort()[0])   # cut anew in each epoch
+
+def test_workers_do_not_change_which_image_stands_in(shapes, tmp_path):
+    for o in ('train0','train3'): cut(tmp_path/f'img/cyst/{o}.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        a,b,c = (epochs(shapes, o, n=3, on_error='replace') for o in (0,1,2))
+    for x,y,z in zip(a, b, c): assert torch.equal(x, y) and torch.equal(x, z)
+
+def test_what_is_drawn_leaves_the_generators_alone(shapes):
+    "With and without crops, the order of images and what the program draws beside it are the same"
+    def drawn(**kwargs):
+        with no_random(5):
+            dl = image_dls(**shapes, size=12, bs=4, num_workers=0, **kwargs).train
+            y = [torch.cat([y for _,y in dl]) for _ in range(2)]
+            return torch.stack(y).tolist(),__import__('random').random(),np.random.rand(),torch.rand(1).item()
+    assert drawn()==drawn(crop=.5, flip=True)
+
+def reader(dls): return next(o for o in dls.train_ds.tls[0].tfms.fs if isinstance(o, ReadRow))
+
+def test_others_of_a_bad_image(shapes, tmp_path, monkeypatch):
+    "Those tried are of its class and not known to be bad, each once; at most ten"
+    dls = image_dls(**shapes, size=8, bs=4, num_workers=0, on_error='replace')
+    read,items = reader(dls),dls.train.items
+    bad = [o for o in range(16) if items[o].label=='cyst']
+    tried = []
+    def no_image(fn): tried.append(str(fn)); raise ValueError(f'{fn} is damaged')
+    monkeypatch.setattr(read, 'reads', [no_image])
+    items.store.bad[bad[1]] = 2
+    with pytest.raises(ValueError, match='no other image of cyst'): read(items[bad[0]], split_idx=0)
+    assert len(tried)==len(set(tried))==7 and all('cyst/train' in o for o in tried) and not any(items[bad[1]].filename in o for o in tried)
+    assert items.store.bad[bad].tolist()==[1,2]+[1]*6 and not items.store.bad[[o for o in range(16) if o not in bad]].any()
+
+def test_at_most_ten_others_are_tried(tmp_path, monkeypatch):
+    for i in range(16): picture(tmp_path/f'{i}.png', i)
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(16)], label='x', split=['train']*15+['valid']))
+    dls = loaders(df, tmp_path, on_error='replace')
+    read,tried = reader(dls),[]
+    def no_image(fn): tried.append(fn); raise ValueError('damaged')
+    monkeypatch.setattr(read, 'reads', [no_image])
+    with pytest.raises(ValueError): read(dls.train.items[0], split_idx=0)
+    assert len(tried)==11
+
+def test_a_missing_image_is_named_wherever_it_is_asked_for(shapes, tmp_path):
+    dls = image_dls(**shapes, size=8, bs=2, num_workers=0)
+    (tmp_path/'img/cyst/valid1.png').unlink()
+    for call in (lambda: dls.valid_ds[1], lambda: list(dls.valid), lambda: dls.valid.dataset.tls[0][1]):
+        with pytest.raises(FileNotFoundError, match=r'valid\.csv, line 3: .*img/cyst/valid1\.png'): call()
+
+# --- BrainRegions in several processes ---------------------------------------------------------------------------------------------------------
+
+def test_brain_regions_that_another_process_finished_first(tmp_path, monkeypatch):
+    import json
+    import ols_fastai.data.datasets as datasets
+    def other_process(args):
+        def write_regions(part, n, size, seed):
+            (part/'train.csv').write_text('mine')
+            (tmp_path/'d').mkdir(); (tmp_path/'d/train.csv').write_text('theirs')
+            (tmp_path/'d/made_with.json').write_text(json.dumps(args))
+        return write_regions
+    args = dict(n_train=4, n_valid=1, n_test=2, size=40, seed=42)
+    monkeypatch.setattr(datasets, '_write_regions', other_process(args))
+    assert datasets.brain_regions(tmp_path/'d', n_train=4, n_valid=1, n_test=2)==tmp_path/'d'
+    assert (tmp_path/'d/train.csv').read_text()=='theirs' and [o.name for o in tmp_path.iterdir()]==['d']
+    shutil.rmtree(tmp_path/'d')
+    monkeypatch.setattr(datasets, '_write_regions', other_process({**args, 'seed':1}))
+    with pytest.raises(ValueError, match='choose another folder'): datasets.brain_regions(tmp_path/'d', n_train=4, n_valid=1, n_test=2)
+    shutil.rmtree(tmp_path/'d')
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(datasets, '_write_regions', full)
+    with pytest.raises(OSError, match='No space left'): datasets.brain_regions(tmp_path/'d')
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from scipy import stats
 from ..core import *
+from ..data.splits import *
 from ..data.lists import *
+from ..data.folders import *
+from ..data.files import *
 from ..data.checks import *
 from ..data.datasets import *
 from ..train.methods import *

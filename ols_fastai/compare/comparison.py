@@ -19,7 +19,9 @@ from rich.table import Column, Table
 from scipy import stats
 from ..core import *
 from ..data.images import *
-from ..data.lists import *
+from ..data.splits import *
+from ..data.files import *
+from ..data.loaders import *
 from ..train.methods import *
 from ..train.models import *
 from ..calibration.metrics import *
