@@ -18,7 +18,9 @@ from .data.items import *
 from .data.loaders import *
 from .data.datasets import *
 from .train.soft_labels import *
+from .train.targets import *
 from .train.ols import *
+from .train.losses import *
 from .train.methods import *
 from .train.geols import *
 from .train.models import *

@@ -4,7 +4,7 @@ from pathlib import Path
 from ols_fastai import experiment
 from ols_fastai.compare.comparison import compare
 
-methods = ['hard','ols:momentum=0.3','ols_auto','cpls','tfkd_self','mixup']
+methods = ['hard','ols:momentum=0.3','cpls','tfkd_self','mixup']
 
 class Killed(experiment._Advance):
     n = 0

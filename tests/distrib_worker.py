@@ -3,6 +3,7 @@ import sys, torch
 from fastai.basics import *
 from fastai.distributed import *
 from conftest import toy_data, toy_learner
+from ols_fastai.train.methods import CPLSCallback
 from ols_fastai.train.ols import OLSCallback
 from ols_fastai.calibration.interpretation import CalibrationInterpretation
 from ols_fastai.calibration.scaling import Calibrate
@@ -28,4 +29,9 @@ if __name__=='__main__':
         T,learn.model = learn.model.T,learn.model.model
         interp = CalibrationInterpretation.from_learner(learn)
         z = learn.model(toy_data(60, seed=1)[0]).detach()  # its validation set, in one piece
-        torch.save(dict(S=S, batches=batches, history=cb.history, world=num_distrib(), T=T, preds=interp.preds, targs=interp.targs, z=z), f'{sys.argv[1]}/{rank_distrib()}.pt')
+        # 61 validation images for two processes: fastai gives one of them twice
+        valid = toy_data(61, seed=1)
+        cpls,other = CPLSCallback(),toy_learner(data=(x[order],y), valid=valid, bs=10, shuffle=False)
+        other.fit(1, cbs=cpls)
+        cpls = dict(S=cpls.S, z=get_model(other.model)(valid[0]).detach(), y=valid[1])
+        torch.save(dict(cpls=cpls, S=S, batches=batches, history=cb.history, world=num_distrib(), T=T, preds=interp.preds, targs=interp.targs, z=z), f'{sys.argv[1]}/{rank_distrib()}.pt')

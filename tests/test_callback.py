@@ -14,8 +14,11 @@ from fastai.learner import load_learner
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy
 from conftest import K, toy_data, toy_learner, toy_model, weights
+from ols_fastai.train.losses import MaxSup, MbLS, SoftmaxLoss
+from ols_fastai.train.methods import CPLSCallback, TfKDSelf, parse_method
 from ols_fastai.train.ols import OLSCallback
 from ols_fastai.train.soft_labels import SoftLabels
+from ols_fastai.train.targets import FixedTargets, SoftTargetCallback
 
 def same(a, b, atol=1e-6): torch.testing.assert_close(a, b, atol=atol, rtol=0)
 def identity(**kwargs): return OLSCallback(alpha=0., init='hard', fallback='previous', min_count=10**9, **kwargs)  # S stays one-hot
@@ -131,7 +134,7 @@ class BF16(MixedPrecision):
         self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
 
 @pytest.mark.parametrize('dtype', ['bf16','fp16'])
-def test_mixed_precision_accumulates_in_fp32(dtype):
+def test_mixed_precision_accumulates_no_half_precision(dtype):
     learn,cb = toy_learner(shuffle=False),OLSCallback()
     mp = BF16('bf16')
     if dtype=='fp16':
@@ -146,7 +149,7 @@ def test_mixed_precision_accumulates_in_fp32(dtype):
             if p.argmax()==t: A[t] += p
     ref = Watch(reference, 'before_backward')
     learn.fit(1, cbs=L(cb,kinds,ref)+L(mp))
-    assert cb.labels.total.dtype==cb.S.dtype==torch.float32
+    assert cb.S.dtype==torch.float32 and cb.labels.total.dtype==torch.float64
     assert all(o[2]==torch.float32 for o in kinds.seen)
     if dtype=='bf16': assert all(o[0]==torch.float32 for o in kinds.seen)
     ok = A.sum(1)>0
@@ -183,10 +186,9 @@ def test_gradient_clip():
 @pytest.mark.parametrize('weight', [None, torch.linspace(.5, 2, K)])
 def test_mixup_target_is_the_mix_of_both_rows(weight):
     rows = torch.rand(K, K, generator=torch.Generator().manual_seed(1)); rows = rows/rows.sum(1, keepdim=True)
-    cb,mix = OLSCallback(alpha=0., fallback='previous', min_count=10**9),MixUp(.4)
+    cb,mix = FixedTargets(lambda K: rows),MixUp(.4)
     loss = CrossEntropyLossFlat(weight=weight)
     learn = toy_learner(loss_func=loss)
-    cb.labels = SoftLabels(K, fallback='previous', min_count=10**9); cb.labels.dense.copy_(rows)
     w = torch.ones(K) if weight is None else weight
     def expected(o):
         lam,y,y1,logp = mix.lam[:,None],o.y,mix.yb1[0],o.pred.detach().log_softmax(1)
@@ -250,33 +252,6 @@ def test_with_early_stopping_save_model_reduce_lr_csv_and_graph(tmp_path):
     assert [float(o) for o in log[1].split(',')[4:6]]==pytest.approx([1/K, np.log(K)], abs=1e-4)
     assert float(log[2].split(',')[4])==pytest.approx(cb.history[0]['diagonal'], abs=1e-4)
 
-def test_alpha_auto_follows_the_validation_gap(tmp_path):
-    cb,learn = OLSCallback(alpha='auto', checkpoint=tmp_path/'a'),toy_learner(valid=toy_data(90, seed=1), lr=.5)
-    gaps = []
-    def gap(o):
-        x,y = o.dls.valid_ds.tensors
-        o.model.eval()
-        with torch.no_grad(): p = o.model(x).softmax(1)
-        gaps.append((p.max(1).values.mean()-(p.argmax(1)==y).float().mean()).item())
-    learn.fit(4, cbs=[cb, Watch(gap, 'after_validate')])
-    a = .5
-    for g,h in zip(gaps, cb.history):
-        assert h['gap']==pytest.approx(g, abs=1e-5) and h['alpha']==pytest.approx(a)
-        a = min(1, max(0, a-3*h['gap']))
-    assert cb.alpha==pytest.approx(a)!=.5
-    back = OLSCallback.load(tmp_path/'a')
-    assert back.auto and back.alpha==cb.alpha
-    learn.add_cb(cb); learn.validate(); learn.get_preds()
-    assert cb.alpha==pytest.approx(a) and len(cb.history)==4
-    with no_random(1): learn.lr_find(num_it=6, show_plot=False)
-    assert cb.alpha==pytest.approx(a) and len(cb.history)==4
-
-def test_alpha_auto_leaves_the_validation_loss_alone():
-    learn = toy_learner(cbs=OLSCallback(alpha='auto'))
-    learn.fit(2)
-    x,y = learn.dls.valid_ds.tensors
-    assert learn.recorder.values[-1][1]==pytest.approx(F.cross_entropy(learn.model(x), y).item(), abs=1e-5)
-
 def test_metrics_before_any_training():
     cb = OLSCallback()
     learn = toy_learner(cbs=cb, metrics=cb.metrics())
@@ -307,9 +282,18 @@ def test_nan_loss_stops_training_with_terminate_on_nan():
 
 # ---- losses
 
+class MeanOfValid(nn.Module):
+    "Weighted cross-entropy that divides by the number of samples that are not ignored"
+    def __init__(self, weight, ignore_index, reduction='mean'): super().__init__(); self.weight,self.ignore_index,self.reduction = weight,ignore_index,reduction
+    def forward(self, z, y):
+        each = F.cross_entropy(z, y, self.weight, ignore_index=self.ignore_index, reduction='none')
+        return each.sum()/(y!=self.ignore_index).sum() if self.reduction=='mean' else each
+
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K)), CrossEntropyLossFlat(ignore_index=2),
-                                  CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K), ignore_index=2), CrossEntropyLossFlat(reduction='sum'), nn.CrossEntropyLoss(weight=torch.linspace(.2, 2, K))],
-                         ids=['plain','weighted','ignore','weighted+ignore','sum','torch'])
+                                  CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K), ignore_index=2), CrossEntropyLossFlat(reduction='sum'), nn.CrossEntropyLoss(weight=torch.linspace(.2, 2, K)),
+                                  FocalLossFlat(gamma=0.), FocalLossFlat(gamma=0., weight=torch.linspace(.2, 2, K)), FocalLossFlat(gamma=0., weight=torch.linspace(2, 20, K)),
+                                  SoftmaxLoss(MeanOfValid, weight=torch.linspace(.2, 2, K), ignore_index=2)],
+                         ids=['plain','weighted','ignore','weighted+ignore','sum','torch','by number','weighted, by number','larger weights, by number','by valid'])
 def test_one_hot_soft_labels_are_the_hard_loss(loss):
     def run(cb):
         learn = toy_learner(loss_func=loss, lr=.01)
@@ -341,6 +325,207 @@ def test_validation_loss_is_the_learners_own():
     _,_,losses = learn.get_preds(with_loss=True)
     same(losses, F.cross_entropy(learn.model(x), y, reduction='none').detach(), 1e-5)
     assert Interpretation.from_learner(learn).losses.mean().item()==pytest.approx(own, abs=1e-5)
+
+def test_alpha_weighs_two_terms_of_one_scale():
+    "with class weights of any scale: focal loss divides by the number of samples, cross-entropy by the sum of the weights"
+    for loss in (FocalLossFlat(gamma=2., weight=torch.linspace(2, 20, K)), CrossEntropyLossFlat(weight=torch.linspace(2, 20, K))):
+        by = loss.func.weight if isinstance(loss, CrossEntropyLossFlat) else torch.ones(K)
+        def both(o):
+            z,y,w = o.pred.detach(),o.y,loss.func.weight[o.y]
+            soft = -(w*z.log_softmax(1).mean(1)).sum()/by[y].sum()   # of uniform rows
+            return .3*loss(z, y).item()+.7*soft.item(), o.loss.item()
+        seen = Watch(both, 'before_backward')
+        toy_learner(loss_func=loss).fit(1, cbs=[OLSCallback(alpha=.3),seen])
+        assert len(seen.seen)==6
+        for want,got in seen.seen: assert got==pytest.approx(want, rel=1e-5)
+
+@pytest.mark.parametrize('loss', [SoftmaxLoss(MbLS, weight=.1), SoftmaxLoss(MaxSup, weight=.1)], ids=['mbls','maxsup'])
+def test_a_weight_that_is_a_number_is_no_class_weight(loss):
+    cb = OLSCallback(alpha=.3)
+    toy_learner(loss_func=loss).fit(1, cbs=cb)
+    same(cb.S.sum(1), torch.ones(K))
+
+class Masked(nn.Module):
+    "The last class is masked by a logit of minus infinity"
+    def __init__(self): super().__init__(); self.m = toy_model()
+    def forward(self, x): return torch.cat([self.m(x)[:,:-1], torch.full((len(x),1), -float('inf'))], 1)
+
+def test_alpha_1_is_the_learners_own_loss_to_the_last_bit():
+    x,y = toy_data()
+    def run(cb, loss, model):
+        learn = toy_learner(loss_func=loss, data=(x[y<K-1],y[y<K-1]), model=model)
+        losses = Watch(lambda o: o.loss.item(), 'before_backward')
+        learn.fit(2, cbs=[losses,*L(cb)])
+        return torch.cat([weights(learn),torch.tensor(losses.seen)])
+    for loss in (CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K)), FocalLossFlat()):
+        for model in (toy_model,Masked):
+            plain = run(None, loss, model())
+            assert plain.isfinite().all()
+            assert torch.equal(run(OLSCallback(alpha=1.), loss, model()), plain)
+    same(run(identity(), CrossEntropyLossFlat(), Masked()), run(None, CrossEntropyLossFlat(), Masked()), 1e-5)  # a target of 0 costs nothing
+
+def said(f):
+    "The warnings of `f()` about losses and loaders"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        f()
+    return [str(o.message) for o in seen if 'soft targets' in str(o.message) or 'balanced' in str(o.message)]
+
+@pytest.mark.parametrize('loss,name', [(FocalLossFlat(), 'FocalLossFlat'), (LabelSmoothingCrossEntropyFlat(), 'LabelSmoothingCrossEntropyFlat'), (nn.CrossEntropyLoss(label_smoothing=.1), 'CrossEntropyLoss'),
+                                       (CrossEntropyLossFlat(label_smoothing=.1, weight=torch.linspace(.2, 2, K)), r'CrossEntropyLossFlat(label_smoothing=0.1)'), (SoftmaxLoss(MaxSup), 'SoftmaxLoss')])
+def test_a_loss_that_softens_by_itself_is_said_once(loss, name):
+    for cb in (OLSCallback(), FixedTargets(lambda K: torch.full((K,K), 1/K), alpha=.5)):
+        learn = toy_learner(loss_func=loss)
+        message, = said(lambda: [learn.fit(2, cbs=cb) for _ in range(2)])
+        assert name in message and type(cb).__name__ in message
+    for cb in (OLSCallback(alpha=1.), OLSCallback(alpha=0.)): assert not said(lambda: toy_learner(loss_func=loss).fit(1, cbs=cb))
+
+def test_plain_losses_are_not_warned_of():
+    for loss in (CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K), ignore_index=2), nn.CrossEntropyLoss(), F.cross_entropy, CrossEntropyLossFlat(reduction='sum')):
+        assert not said(lambda: toy_learner(loss_func=loss, lr=.01).fit(1, cbs=OLSCallback()))
+
+def test_a_balanced_loader_beside_class_weights_is_said_once():
+    from fastai.callback.data import WeightedDL
+    weight = torch.linspace(.2, 2, K)
+    def fit(weighted, loss):
+        learn = toy_learner(loss_func=loss)
+        data = TensorDataset(*toy_data())
+        if weighted: learn.dls.loaders[0] = WeightedDL(data, bs=40, wgts=np.ones(240), shuffle=True, num_workers=0)
+        learn.fit(2, cbs=OLSCallback())
+    message, = said(lambda: fit(True, CrossEntropyLossFlat(weight=weight)))
+    assert 'CrossEntropyLossFlat' in message and 'class weights' in message and 'WeightedDL' in message
+    assert not said(lambda: fit(False, CrossEntropyLossFlat(weight=weight))) and not said(lambda: fit(True, CrossEntropyLossFlat()))
+
+def test_the_losses_of_the_learner_are_not_changed():
+    loss = FocalLossFlat(weight=torch.linspace(.2, 2, K))
+    toy_learner(loss_func=loss).fit(1, cbs=OLSCallback())
+    assert loss.reduction=='mean' and torch.equal(loss.func.weight, torch.linspace(.2, 2, K))
+
+# ---- predictions in the middle of a fit
+
+class Peek(Callback):
+    "Predicts in the middle of a fit, as users and FetchPredsCallback do"
+    def __init__(self, event, order, **kwargs): self.order,self.kwargs = order,kwargs; setattr(self, event, self.peek)
+    def peek(self):
+        learn = self.learn
+        with learn.removed_cbs([self]): learn.get_preds(**{**self.kwargs, **({'dl': learn.dls.valid} if self.kwargs.get('dl') else {})})
+
+@pytest.mark.parametrize('cls', [OLSCallback, CPLSCallback])
+@pytest.mark.parametrize('event', ['before_epoch','after_train','after_validate','after_epoch'])
+@pytest.mark.parametrize('kwargs', [dict(ds_idx=0, inner=True), dict(ds_idx=0), dict(ds_idx=1), dict(dl=True, reorder=False, inner=True)], ids=['inner train','train','valid','inner valid'])
+def test_predictions_in_the_middle_of_a_fit_teach_nothing(cls, event, kwargs):
+    def run(*cbs):
+        cb = cls()
+        learn = toy_learner()
+        learn.fit(2, cbs=[cb,*cbs])
+        return cb,weights(learn)
+    want,w = run()
+    for order in ((60,) if event=='before_epoch' else (-1,OLSCallback.order+1)):  # before its first epoch fastai's Recorder can't do it
+        cb,w2 = run(Peek(event, order, **kwargs))
+        assert cb.n_trained==2 and torch.equal(cb.S, want.S) and torch.equal(w, w2)
+        if cls is OLSCallback: assert cb.history==want.history
+
+def test_fetching_predictions_of_training_images_teaches_cpls_nothing():
+    from fastai.callback.core import FetchPredsCallback
+    plain,cb = CPLSCallback(),CPLSCallback()
+    toy_learner().fit(2, cbs=plain)
+    toy_learner().fit(2, cbs=[cb,FetchPredsCallback(ds_idx=0)])
+    assert torch.equal(cb.S, plain.S) and not torch.equal(cb.S, torch.eye(K))
+
+def test_a_failed_prediction_in_the_middle_of_a_fit_loses_no_epoch():
+    class Fails(Callback):
+        def after_train(self):
+            try: self.learn.get_preds(dl=[1])
+            except Exception: pass
+    cb,plain = OLSCallback(),OLSCallback()
+    toy_learner().fit(2, cbs=plain)
+    toy_learner().fit(2, cbs=[cb,Fails()])
+    assert cb.n_trained==2 and torch.equal(cb.S, plain.S)
+
+# ---- methods on the engine
+
+def test_cpls_learns_from_the_validation_of_the_fit_alone():
+    cb,learn = CPLSCallback(momentum=.25),toy_learner()
+    learn.fit(1, cbs=cb)
+    x,y = learn.dls.valid_ds.tensors
+    guess = learn.model(x).argmax(1)
+    confusion = torch.zeros(K, K).index_put_((y,guess), torch.ones(len(y)), accumulate=True)
+    want = .25*torch.eye(K)+.75*confusion/confusion.sum(1, keepdim=True)
+    same(cb.S, want)
+    learn.add_cb(cb)
+    learn.validate(); learn.get_preds(ds_idx=0)
+    same(cb.S, want)
+    with no_random(1): learn.lr_find(num_it=20, show_plot=False)
+    same(cb.S, want); assert cb.n_trained==1
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, CancelFitException])
+def test_cpls_after_an_interrupted_validation_starts_anew(error):
+    class Stop(Callback):
+        order = 50
+        def after_batch(self):
+            if not self.training: raise error
+    cb,learn = CPLSCallback(),toy_learner()
+    learn.fit(1, cbs=cb); S = cb.S.clone()
+    learn.add_cb(cb)
+    try: learn.fit(1, cbs=Stop())
+    except KeyboardInterrupt: pass
+    learn.remove_cbs(learn.cbs.filter(lambda o: type(o).__name__=='Stop'))
+    learn.validate(); learn.get_preds()
+    assert torch.equal(cb.S, S) and cb.n_trained==1
+    learn.fit(1)
+    x,y = learn.dls.valid_ds.tensors
+    confusion = torch.zeros(K, K).index_put_((y,learn.model(x).argmax(1)), torch.ones(len(y)), accumulate=True)
+    same(cb.S, .5*S+.5*confusion/confusion.sum(1, keepdim=True))
+
+def test_fixed_targets_have_nothing_to_save_and_serve_another_learner():
+    cb = FixedTargets(lambda K: torch.full((K,K), 1/K), alpha=.8)
+    for _ in range(2):
+        learn = toy_learner(); learn.fit(2, cbs=cb)
+        smooth = toy_learner(loss_func=CrossEntropyLossFlat(label_smoothing=.2)); smooth.fit(2)
+        same(weights(learn), weights(smooth))
+    assert not hasattr(FixedTargets, 'save') and not hasattr(learn, 'soft_labels')
+    assert cb.state_dict()['labels']=={} and not cb.run_valid and CPLSCallback().run_valid and not OLSCallback().run_valid
+
+def test_tfkd_self_takes_segmentation_and_class_weights():
+    teacher = seg_learner(255)
+    teacher.fit(1)
+    cb,learn = TfKDSelf(teacher, a=.7, T=4.),seg_learner(255)
+    def both(o):
+        z,t = (m.permute(0,2,3,1).reshape(-1,3) for m in (o.pred.detach(),teacher.model(o.x).detach()))
+        y = o.y.flatten()
+        ok = y!=255
+        p,q = (t/4).softmax(1)[ok],(z/4).softmax(1)[ok]
+        return .3*F.cross_entropy(z[ok], y[ok]).item()+.7*16*(p*(p/q).log()).sum(1).mean().item(), o.loss.item()
+    seen = Watch(both, 'before_backward')
+    learn.fit(1, cbs=[cb,seen])
+    for want,got in seen.seen: assert got==pytest.approx(want, abs=1e-4)
+
+class OnlineAccuracy(SoftTargetCallback):
+    "A user's method: smooth each class by how often it was right in the last epoch"
+    def make_rows(self, K): return SoftLabels(K, init='hard', fallback='previous', correct_only=False)
+    def observe(self, logits, targs, keep):
+        hit = F.one_hot(targs, self.K).float()
+        right = (logits.argmax(1)==targs)[:,None]
+        self.labels.accumulate(hit.where(right, (1-hit)/(self.K-1)), targs, keep)
+    def renew(self): self.labels.update()
+
+def test_a_users_method_with_a_memory_is_ten_lines_without_a_private_name():
+    import inspect, re
+    source = inspect.getsource(OnlineAccuracy)
+    assert source.count('\n')<=10 and not re.search(r'[.](_|now)', source)
+    cb,learn = OnlineAccuracy(),toy_learner()
+    right = Watch(lambda o: torch.stack([o.y,(o.pred.argmax(1)==o.y).long()]), 'before_backward')
+    learn.fit(2, cbs=[cb,right])
+    y,ok = torch.cat(right.seen[6:], 1)
+    same(cb.S.diagonal(), torch.stack([ok[y==k].float().mean() for k in range(K)]))
+    # what it has learnt goes on where a comparison does
+    whole,other = OnlineAccuracy(),toy_learner()
+    other.fit(2, cbs=whole)
+    again = OnlineAccuracy()
+    again.load_state_dict(whole.state_dict())
+    assert again.n_trained==2 and torch.equal(again.S, whole.S)
+    other.fit(1, cbs=again)
+    assert again.n_trained==3 and not torch.equal(again.S, whole.S)
 
 # ---- interruption
 
@@ -391,7 +576,7 @@ def test_numbers_of_numpy_can_be_saved(tmp_path):
     cb = OLSCallback(alpha=np.float32(.25), update_every=np.int64(4), momentum=np.float64(.5), checkpoint=tmp_path/'a')
     toy_learner().fit(1, cbs=cb)
     back = OLSCallback.load(tmp_path/'a')
-    assert (back.alpha,back.update_every,back.label_args)==(.25,4,dict(momentum=.5))
+    assert (back.alpha,back.update_every,back.label_args['momentum'])==(.25,4,.5)
 
 @pytest.mark.parametrize('saved,wanted', [(None,2), (2,None), (3,2)])
 def test_load_with_another_top_k(tmp_path, saved, wanted):
@@ -581,7 +766,40 @@ def test_non_finite_predictions_are_left_out_and_counted():
     assert [h['n_skipped'] for h in cb.history]==[2,2,2]
     same(cb.S[0], bad[0].softmax(0)); same(cb.S[1], torch.eye(3)[1])
 
+def test_non_finite_predictions_are_counted_over_all_renewals_of_an_epoch():
+    bad = logits5.clone(); bad[1] = float('nan'); bad[4,0] = float('nan')
+    cb,learn = OLSCallback(fallback='hard', update_every=1),fixed_learner(bad, targs5, bs=2)   # batches of 2, 2, 1: one in the first, one in the last
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); learn.fit(2, cbs=cb)
+    assert [h['n_skipped'] for h in cb.history]==[2,2] and [h['n_correct'] for h in cb.history]==[3-1,3-1]
+
+def test_a_class_that_learns_again_has_no_fallback_any_more():
+    cb = OLSCallback(fallback='hard')
+    learn = fixed_learner(logits5, targs5)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); learn.fit(1, cbs=cb)
+    assert cb.history[-1]['used_fallback']==[2]
+    logits = logits5.clone(); logits[3] = torch.tensor([0.,0.,3.])
+    learn.model.forward = lambda i: logits[i[:,0].long()] + 0*learn.model.zero
+    learn.fit(1, cbs=cb)
+    assert cb.history[-1]['used_fallback']==[] and cb.labels.used_fallback.tolist()==[False]*3
+
+def test_logits_given_to_accumulate_are_said_once():
+    sl = SoftLabels(3)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        for _ in range(3): sl.accumulate(logits5, targs5); sl.update()
+    assert len(seen)==1 and 'probabilities' in str(seen[0].message) and 'logits' in str(seen[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for dtype in (torch.float16,torch.bfloat16,torch.float64):
+            sl = SoftLabels(3); sl.accumulate(logits5.softmax(1).to(dtype), targs5); sl.update()
+
 # ---- what is refused
+
+def test_alpha_auto_says_what_to_take_instead():
+    with pytest.raises(ValueError, match=r"OLSCallback\(\) with Calibrate\(\)"): OLSCallback(alpha='auto')
+    with pytest.raises(ValueError, match=r"ols_auto is no more: take ols, .*`OLSCallback\(\)` with `Calibrate\(\)`"): parse_method('ols_auto')
 
 @pytest.mark.parametrize('label', [-1, 3, 7])
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), BaseLoss(nn.MultiMarginLoss)], ids=['ce','margin'])
@@ -603,7 +821,10 @@ def test_a_head_that_does_not_fit_the_vocab_is_named():
 def test_targets_that_are_no_classes_are_refused():
     x,y = toy_data()
     learn = toy_learner(data=(x,torch.eye(K)[y]), valid=(x,torch.eye(K)[y]), loss_func=nn.BCEWithLogitsLoss())
-    with pytest.raises(TypeError, match=r'one integer label for each; got predictions \(40, 6\) torch.float32 and targets \(40, 6\) torch.float32'): learn.fit(1, cbs=OLSCallback())
+    with pytest.raises(TypeError, match=r'these targets are multi-label, .*; got predictions \(40, 6\) torch.float32 and targets \(40, 6\) torch.float32') as e: learn.fit(1, cbs=OLSCallback())
+    assert 'argmax' not in str(e.value)
+    learn = toy_learner(data=(x,x[:,0]), valid=(x,x[:,0]), model=nn.Linear(2,2), loss_func=lambda z,y: z.sum())
+    with pytest.raises(TypeError, match=r'one integer label for each; got predictions \(40, 2\) torch.float32 and targets \(40,\) torch.float32'): learn.fit(1, cbs=OLSCallback())
 
 @pytest.mark.parametrize('kwargs,says', [(dict(alpha=-.1),'alpha'), (dict(alpha=2),'alpha'), (dict(init='x'),"'x'"), (dict(fallback='x'),"'x'"), (dict(momentum=1),'momentum'),
                                          (dict(min_count=0),'min_count'), (dict(eps=2),'eps'), (dict(warmup=-1),'warmup'), (dict(update_every=0),'update_every'), (dict(top_k=0),'top_k')])

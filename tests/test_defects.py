@@ -4,7 +4,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.basics import Callback, F, nn
 from conftest import toy_data, toy_learner, K
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.train.soft_labels import SoftLabels
+from ols_fastai.train.soft_labels import RowSums, SoftLabels
 
 def constant_learner(logits, targs, **kwargs):
     "A network that answers sample `i` with `logits[i]`, whatever it is trained on"
@@ -48,6 +48,33 @@ def test_validation_batches_are_not_accumulated():
     learn.add_cb(cb)
     learn.validate(); learn.get_preds(); learn.get_preds(ds_idx=0)
     assert torch.equal(cb.S, S) and cb.labels.count.sum()==0
+
+@pytest.mark.parametrize('pairs', [False, True], ids=['fp64','pairs of fp32'])
+def test_sums_of_very_many_pixels_are_right(pairs):
+    "In fp32 nothing is added from 2^24 on"
+    p = torch.cat([e := .97+1e-3*torch.randn(10**6, 1, generator=torch.Generator().manual_seed(2)), 1-e], 1)
+    y,sl = torch.zeros(10**6, dtype=torch.long),SoftLabels(2)
+    if pairs: sl.acc = RowSums(4, 2, pairs=True)
+    for _ in range(30): sl.accumulate(p, y)
+    assert int(sl.count[0])==30*10**6
+    torch.testing.assert_close(sl.total[0].double(), 30*p.double().sum(0), atol=0, rtol=1e-7 if pairs else 1e-12)
+    sl.update()
+    torch.testing.assert_close(sl.S[0].double(), p.double().mean(0), atol=1e-6, rtol=0)
+
+@pytest.mark.parametrize('pairs', [False, True], ids=['fp64','pairs of fp32'])
+def test_a_batch_of_very_many_pixels_is_right(pairs):
+    n = 2*10**7
+    one = torch.tensor([.97,.03])
+    sums = RowSums(1, 2, pairs=pairs)
+    sums.add(torch.zeros(1, dtype=torch.long).expand(n), one.expand(n, 2))
+    torch.testing.assert_close(sums.total()[0].double(), n*one.double(), atol=0, rtol=1e-6 if pairs else 1e-12)
+
+def test_sums_move_to_a_device_and_are_left_out_of_a_pickle():
+    import pickle
+    sl = SoftLabels(3)
+    sl.accumulate(torch.eye(3), torch.arange(3))
+    assert torch.equal(sl.sums().to('cpu').total(), sl.sums().total()) and torch.equal(sl.sums().to('cpu').counts, sl.sums().counts)
+    assert pickle.loads(pickle.dumps(sl)).count.tolist()==[0,0,0] and set(sl.state_dict())=={'dense','used_fallback'}
 
 def test_accumulators_are_summed_over_processes(tmp_path):
     import torch.multiprocessing as mp

@@ -26,6 +26,11 @@ def test_two_processes_make_the_soft_labels_of_one(tmp_path):
         one.update()
         for r in (a,b): torch.testing.assert_close(r['S'][epoch], one.S, atol=1e-6, rtol=0)
     assert torch.equal(OLSCallback.load(tmp_path/'ols.safetensors').S, a['S'][1])
+    # of the validation images too each counts once, whoever saw it
+    for r in (a,b):
+        z,y = r['cpls']['z'],r['cpls']['y']
+        confusion = torch.zeros(K, K).index_put_((y,z.argmax(1)), torch.ones(61), accumulate=True)
+        torch.testing.assert_close(r['cpls']['S'], .5*torch.eye(K)+.5*confusion/confusion.sum(1, keepdim=True), atol=1e-6, rtol=0)
     # each process predicts the whole validation list, and fits its temperature to it
     y = toy_data(60, seed=1)[1]
     for r in (a,b):

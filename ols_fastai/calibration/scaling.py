@@ -14,7 +14,6 @@ from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau
 from ..core import *
-from ..train.methods import _own
 from .metrics import *
 
 # %% ../../nbs/34_calibration.scaling.ipynb #f21ce8e2

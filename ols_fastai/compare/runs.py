@@ -19,6 +19,7 @@ from scipy import stats
 from ..core import *
 from ..data.images import *
 from ..data.loaders import *
+from ..train.targets import *
 from ..train.ols import *
 from ..train.methods import *
 from ..train.models import *
@@ -145,5 +146,5 @@ def train_run(
         if keep: unfinished.unlink(missing_ok=True)  # to go on from it would diverge again
         raise ValueError(f"{method_title(spec)}, seed {seed}: predictions are not finite, the training has diverged; a lower --lr may help")
     out = dict(preds=preds, targs=targs, valid_preds=valid_preds, valid_targs=valid_targs)
-    if isinstance(cb, OLSCallback): out['S'] = cb.S
+    if isinstance(cb, SoftTargetCallback) and cb.S is not None: out['S'] = cb.S
     return learn, {k: v.as_subclass(Tensor) for k,v in out.items()}, seconds

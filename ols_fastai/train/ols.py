@@ -5,302 +5,149 @@
 # %% auto #0
 __all__ = ['OLSCallback']
 
-# %% ../../nbs/22_train.ols.ipynb #52e58ce6
-import warnings, weakref
-from contextlib import contextmanager
-from types import SimpleNamespace
+# %% ../../nbs/22_train.ols.ipynb #f684cda7
+import warnings
 from importlib.metadata import version
 from fastai.basics import *
-from fastai.callback.mixup import MixHandler
-from fastai.callback.training import GradientAccumulation
-from fastai.distributed import DistributedTrainer
 from ..core import *
 from .soft_labels import *
+from .targets import *
+from .targets import _number
 
-# %% ../../nbs/22_train.ols.ipynb #6741cb70
-def _loss_settings(loss_func):
-    "What the soft term has to share with the learner's own loss"
-    f = getattr(loss_func, 'func', loss_func)  # fastai wraps PyTorch's losses in `BaseLoss`
-    return dict(weight=getattr(f, 'weight', None), ignore_index=getattr(f, 'ignore_index', -100),
-                reduction=getattr(f, 'reduction', 'mean'), axis=getattr(loss_func, 'axis', 1))
-
-def _class_names(dls):
-    "Names of the classes of the target, or None where `dls` has none"
-    vocab = getattr(dls, 'vocab', None)
-    if vocab is None: return None
-    if len(vocab) and is_listy(vocab[-1]): vocab = vocab[-1]  # one vocab for each block
-    return [str(o) for o in vocab]
-
-# %% ../../nbs/22_train.ols.ipynb #614be201
-class OLSCallback(Callback):
+# %% ../../nbs/22_train.ols.ipynb #8f7463ee
+class OLSCallback(SoftTargetCallback):
     """Online label smoothing: train on what the network has learnt of how classes resemble each other (Zhang et al. 2021).
 
-    The loss of a training batch is `alpha` times the learner's own plus `1-alpha` times the cross-entropy with the soft labels `S`; at the
-    end of an epoch row `y` of `S` becomes the mean probabilities of the correctly classified samples of `y`."""
-    order,run_valid = GradientAccumulation.order-1,False
-    _stateattrs,_model = ('_model',),None  # the weak reference can't be pickled by `learn.export`
-    @delegates(SoftLabels.__init__, but=['n_classes'])
+    The loss of a training batch is `alpha` times the learner's own plus `1-alpha` times the cross-entropy with the soft labels `S`. Probabilities are
+    accumulated in `after_batch`; in `after_epoch` row `y` of `S` becomes the mean of those of the correctly classified samples of `y`.
+    Raises `ValueError` for an argument out of its range, `FileNotFoundError` where the folder of `checkpoint` is missing"""
     def __init__(self,
-        alpha:float|str=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off; 'auto': set after every epoch by validation, see below
+        alpha:float=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off
         min_lam:float=0.9, # MixUp, CutMix: an image teaches the soft labels only if at least this share of it is its own
         warmup:int=0, # Epochs in which soft labels are learnt but only the learner's own loss is trained on
         update_every:int|None=None, # Make new soft labels every so many batches, and not at the end of an epoch
         checkpoint:str|Path|None=None, # File to `save` to after every epoch
-        **kwargs
+        init:str='uniform', # Rows of the first epoch: 'uniform' (1/K), 'hard' (one-hot) or 'ls' (label smoothing)
+        fallback:str='uniform', # Row of a class that learnt nothing in an epoch: 'uniform', 'hard', 'ls', or 'previous' to keep its row
+        eps:float=0.1, # Smoothing of 'ls' rows, in [0, 1]
+        momentum:float=0., # Share of the old row that is kept after an epoch, in [0, 1); 0 is the paper's plain replacement
+        min_count:int=1, # Samples that a class needs in an epoch to learn a row
+        correct_only:bool=True, # Learn from correctly classified samples alone, as the paper does?
+        top_k:int|None=None # Keep just the largest so many entries of a row, and spread the rest evenly: for very large K
     ):
-        self.auto = alpha=='auto'
-        if self.auto: alpha,self.run_valid = .5,True
-        if isinstance(alpha, str) or not 0<=alpha<=1: raise ValueError(f"alpha must be in [0, 1] or 'auto', got {alpha!r}")
+        if alpha=='auto': raise ValueError("alpha='auto' is no more: take OLSCallback() with Calibrate(), which makes the network as sure as it is right")
         if warmup<0: raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
-        if update_every is not None and update_every<1: raise ValueError(f"update_every must be at least 1 batch, got {update_every}")
-        if checkpoint is not None:
-            checkpoint = Path(checkpoint).expanduser()
-            if not checkpoint.parent.is_dir(): raise FileNotFoundError(f"no folder {checkpoint.parent} to write the checkpoint to: make it first")
-        alpha,min_lam,warmup,update_every = (o.item() if hasattr(o, 'item') else o for o in (alpha,min_lam,warmup,update_every))  # numbers of numpy's are no JSON
-        kwargs = {k: v.item() if hasattr(v, 'item') else v for k,v in kwargs.items()}
-        self.alpha,self.min_lam,self.warmup,self.update_every,self.checkpoint,self.label_args = alpha,min_lam,warmup,update_every,checkpoint,kwargs
-        SoftLabels(2, **kwargs)  # a wrong argument shows here, not after the data has been loaded
-        self.labels,self.class_names,self.history,self.n_trained = None,None,[],0
-        self.learning,self.loss_args,self.mixer,self.n_correct,self.n_skipped,self.n_fit = False,{},None,0,0,0
-        # what changes in every batch: fastai looks through learner and model whenever a callback's own attribute is set
-        self.now = SimpleNamespace(targs=None, batch=None, n_taken=0, in_fit=False, valid=None)
+        super().__init__(alpha, min_lam, update_every)
+        labels = dict(init=init, fallback=fallback, eps=eps, momentum=momentum, min_count=min_count, correct_only=correct_only, top_k=top_k)
+        self.label_args = {k: _number(v) for k,v in labels.items()}
+        SoftLabels(2, **self.label_args)  # a wrong argument shows here, not after the data has been loaded
+        self.warmup,self.checkpoint = _number(warmup),_checked_path(checkpoint)
+        self.history,self.n_correct,self.n_skipped = [],0,0
 
-    def make_labels(self,
+    def make_rows(self,
         K:int # Classes
     )->SoftLabels:
-        "The soft labels before the first epoch; a subclass may start from others"
+        "The soft labels before the first epoch"
         return SoftLabels(K, **self.label_args)
 
-    @property
-    def S(self):
-        "The soft labels (K,K), row `y` for class `y`; None before the first batch"
-        return None if self.labels is None else self.labels.S
+    def shares(self)->tuple: # Of the learner's own loss, and of the soft term
+        "In the warm-up the learner's own loss alone"
+        return (1.,0.) if self.n_trained<self.warmup else super().shares()
 
-# %% ../../nbs/22_train.ols.ipynb #5cf67c54
-@patch
-def before_fit(self:OLSCallback):
-    self.loss_args,self.n_fit = _loss_settings(self.learn.loss_func),0
-    # what an interrupted fit left behind must not be taken for an epoch by `validate`, which fires these events too
-    self.now.in_fit,self.now.batch,self.now.n_taken = False,None,0
+    def before_train(self):
+        super().before_train()
+        self.n_correct,self.n_skipped = 0,0
 
-@patch
-def _check_names(self:OLSCallback):
-    "The classes of the data are those that the soft labels were learnt for"
-    names = _class_names(self.learn.dls)
-    if self.labels is None: self.class_names = names
-    elif self.class_names and names and names!=self.class_names:
-        gone,new = ([o for o in a if o not in b] for a,b in ((self.class_names,names),(names,self.class_names)))
-        differ = f"only in the soft labels: {gone}; only in the data: {new}" if gone or new else "the same names in another order"
-        raise ValueError(f"the soft labels were learnt for other classes than the data's ({differ}): train with a new OLSCallback")
+    def observe(self,
+        logits:Tensor, # (N,K)
+        targs:Tensor, # (N,) true classes
+        keep:Tensor # (N,) bool: which samples count
+    ):
+        "Accumulate the probabilities of a training batch"
+        self.labels.accumulate(logits.softmax(-1), targs, keep)
 
-@patch
-def before_train(self:OLSCallback):
-    if len(self.learn.cbs.filter(lambda o: isinstance(o, OLSCallback))) > 1:
-        raise ValueError("two OLSCallbacks in one fit would smooth twice: remove one (is one in Learner(cbs=) and one in fit(cbs=)?)")
-    self.learning = not hasattr(self.learn, 'lr_finder')
-    self.mixer = first(self.learn.cbs, lambda o: isinstance(o, MixHandler) and o.stack_y)
-    self.now.targs,self.now.batch,self.now.n_taken,self.now.valid = None,None,0,None
-    self.now.in_fit = self.learning
-    self.n_correct,self.n_skipped = 0,0
-    # what an interrupted epoch left behind; with a period, the batches since the last update belong to the next one
-    if self.labels is not None and not self.update_every: self.labels.reset()
-    self._check_names()
-    if self.learning: self._bind(get_model(self.learn.model))
+    def renew(self):
+        "Make new soft labels"
+        self.n_correct += int(self.labels.count.sum())
+        self.n_skipped += int(self.labels.n_skipped)
+        self.labels.update()
 
-@patch
-def _bind(self:OLSCallback, model):
-    model = getattr(model, '_orig_mod', model)  # of torch.compile
-    if self._model is not None and self._model() is not model and self.n_trained:
-        raise ValueError("this OLSCallback learnt its soft labels with another network: give each Learner an OLSCallback of its own")
-    self._model = weakref.ref(model)
+# %% ../../nbs/22_train.ols.ipynb #ff9f8ed5
+def _checked_path(fn):
+    "A path that can be written to, or None. What would fail after an epoch fails now"
+    if fn is None: return None
+    fn = Path(fn).expanduser()
+    if not fn.parent.is_dir(): raise FileNotFoundError(f"no folder {fn.parent} to write the checkpoint to: make it first")
+    return fn
 
-# %% ../../nbs/22_train.ols.ipynb #cb5a3772
+# %% ../../nbs/22_train.ols.ipynb #eeac6fc1
 @patch
-def _check(self:OLSCallback, pred, targ):
-    "Predictions and targets that OLS can work on, or an error that says why not"
-    axis = self.loss_args['axis']
-    if not isinstance(pred, Tensor) or pred.ndim<2 or not isinstance(targ, Tensor) or targ.is_floating_point() or targ.ndim!=pred.ndim-1:
-        shape = lambda o: f"{tuple(o.shape)} {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
-        raise TypeError("OLS needs logits (N,K) or (N,K,...) and one integer label for each; "
-                        f"got predictions {shape(pred)} and targets {shape(targ)}: take the CategoryBlock, or y.argmax(1) of one-hot targets")
-    K = pred.shape[axis]
-    if self.labels is not None and K!=self.labels.n_classes and not self.n_trained: self.labels = None  # `lr_find` with another network
-    if self.labels is None:
-        if self.class_names and len(self.class_names)!=K:
-            raise ValueError(f"the network has {K} outputs but the data has {len(self.class_names)} classes: build the network with n_out={len(self.class_names)}")
-        self.labels = self.make_labels(K)
-    if K!=self.labels.n_classes: raise ValueError(f"the network has {K} outputs but the soft labels have {self.labels.n_classes} classes: train with a new OLSCallback")
-    if self.labels.counts.device!=pred.device: self.labels.to(pred.device)
-    return targ.as_subclass(Tensor).reshape(-1).long()
-
-@patch
-def _weights(self:OLSCallback, targs):
-    "Labels that can be looked up and the weight of each (0 where ignored)"
-    valid,w = targs!=self.loss_args['ignore_index'],self.loss_args['weight']
-    targs = targs.where(valid, 0)
-    return targs, valid.float() if w is None else w.to(targs.device, torch.float)[targs]*valid
-
-@patch
-def after_pred(self:OLSCallback):
-    "Look the targets up before the learner's loss is called, so that a wrong label is named"
-    self.now.targs = None
-    if not len(self.learn.yb): return
-    targs,w = self._weights(self._check(self.learn.pred, self.learn.yb[0]))
-    self.now.targs = targs, self.labels.rows(targs), w
-
-# %% ../../nbs/22_train.ols.ipynb #aafa9931
-@patch
-def after_loss(self:OLSCallback):
-    "Add the soft term, and put this batch aside for `after_batch`"
-    if self.now.targs is None: return
-    if not self.training: return self._watch_validation()
-    z,reduction = self._logits(),self.loss_args['reduction']
-    targs,rows,w = self.now.targs
-    keep = w>0
-    if self.mixer is None: soft = soft_cross_entropy(z, rows, w, reduction)
-    else:
-        lam = self.mixer.lam.to(z.device)
-        targs1,w1 = self._weights(self.mixer.yb1[0].as_subclass(Tensor).reshape(-1).long())
-        # the loss is linear in its rows, so weights can go into them; like fastai's hard loss, the mean is then over N
-        mixed = torch.lerp(self.labels.rows(targs1)*w1[:,None], rows*w[:,None], lam[:,None] if lam.ndim else lam)
-        soft = soft_cross_entropy(z, mixed, reduction=reduction)
-        keep = keep & (lam>=self.min_lam)
-    if self.n_trained>=self.warmup:
-        self.learn.loss_grad = self.alpha*self.learn.loss_grad + (1-self.alpha)*soft
-        self.learn.loss = self.learn.loss_grad.clone()
-    self.now.targs = None
-    if self.learning: self.now.batch = z.detach(),targs,self._without_padding(keep)
-
-@patch
-def _logits(self:OLSCallback):
-    "The batch's predictions, a row each"
-    return self.learn.pred.as_subclass(Tensor).movedim(self.loss_args['axis'], -1).flatten(0, -2)
-
-@patch
-def _without_padding(self:OLSCallback, keep):
-    "Several processes: fastai repeats samples so that all get the same number; repeated ones must not count twice"
-    dl = self.learn.dl
-    if not hasattr(dl, 'n_padded'): return keep
-    bs = find_bs(self.learn.yb)
-    end = dl.rank*dl.n_padded//dl.world_size + dl.i  # of this batch, in the order of all processes' samples
-    extra = min(bs, max(0, end-dl.n))
-    if extra: keep = keep & (torch.arange(len(keep), device=keep.device) < (bs-extra)*(len(keep)//bs))
-    return keep
-
-@patch
-def after_batch(self:OLSCallback):
-    "Accumulate the predictions of the batch, once"
-    if self.now.batch is None: return
-    z,targs,keep = self.now.batch
-    self.now.batch = None  # a batch cancelled before its forward pass still gets here, with nothing new
-    self.labels.accumulate(z.float().softmax(-1), targs, keep)
-    self.now.n_taken += 1
-    if self.update_every and self.learn.train_iter%self.update_every==0: self._renew()
-
-@patch
-def _renew(self:OLSCallback):
-    "Make new soft labels of what all processes have accumulated"
-    self.labels.all_reduce()
-    self.n_correct += int(self.labels.count.sum())
-    self.n_skipped += int(self.labels.n_skipped)
-    self.labels.update()
-
-# %% ../../nbs/22_train.ols.ipynb #5f6dfe9e
-@patch
-def after_epoch(self:OLSCallback):
-    "Make new soft labels"
-    self.after_batch()  # ShortEpochCallback and others cancel before a last batch gets to `after_batch`
-    if not self.now.n_taken: return
-    self.now.n_taken,self.now.in_fit = 0,False
-    if not self.update_every: self._renew()
+def epoch_done(self:OLSCallback):
+    "Record the epoch, and save"
     if self.n_skipped and not any(o['n_skipped'] for o in self.history):
-        warnings.warn(f"{self.n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`. Where the loss is not finite too, a lower learning rate may help")
-    self.n_trained += 1
-    self.n_fit += 1
-    self.learn.soft_labels = self.labels  # after fit(cbs=OLSCallback()) nobody holds the callback
+        warnings.warn(f"{self.n_skipped} predictions of this epoch were not finite and are left out of the soft labels; see `history`. "
+                      "Where the loss is not finite too, a lower learning rate may help")
     missed = self.labels.used_fallback.nonzero()[:,0].tolist()
-    self.history.append(dict(epoch=self.n_trained, **self.labels.stats(), n_correct=self.n_correct, n_skipped=self.n_skipped,
-                             used_fallback=[self.class_names[o] for o in missed] if self.class_names else missed))
-    if self.auto: self._adapt()
+    if self.class_names: missed = [self.class_names[o] for o in missed]
+    self.history.append(dict(epoch=self.n_trained, **self.labels.stats(), n_correct=self.n_correct, n_skipped=self.n_skipped, used_fallback=missed))
     if self.checkpoint and not rank_distrib(): self.save(self.checkpoint)
 
 @patch
-def after_fit(self:OLSCallback):
+def fit_done(self:OLSCallback):
     "Say which classes never learnt"
-    if not self.n_fit: return
-    self.n_fit,missed = 0,self.history[-1]['used_fallback']
-    if missed: warnings.warn(f"{len(missed)} of {self.labels.n_classes} classes had too few correct samples in the last epoch and have "
-                             f"{self.label_args.get('fallback', 'uniform')!r} soft labels: {', '.join(map(str, missed[:10]))}{' ...' if len(missed)>10 else ''}; more epochs, more images of them, or fallback='previous' may help")
+    missed = self.history[-1]['used_fallback']
+    if not missed: return
+    names = ', '.join(map(str, missed[:10]))
+    if len(missed)>10: names += ' ...'
+    warnings.warn(f"{len(missed)} of {self.K} classes had too few correct samples in the last epoch and have {self.label_args['fallback']!r} "
+                  f"soft labels: {names}; more epochs, more images of them, or fallback='previous' may help")
 
-# %% ../../nbs/22_train.ols.ipynb #0ef07a20
-@patch
-def _watch_validation(self:OLSCallback):
-    "Add up confidence, correct answers and samples; for `alpha='auto'` alone"
-    targs,_,w = self.now.targs
-    self.now.targs = None
-    if not self.now.in_fit: return  # `validate` by itself teaches nothing
-    conf,guess = self._logits().float().softmax(-1).max(-1)
-    keep = self._without_padding(w>0) & (conf<float('inf'))
-    sums = torch.stack([o.masked_fill(~keep, 0.).sum() for o in (conf, (guess==targs).float(), torch.ones_like(conf))])
-    self.now.valid = sums if self.now.valid is None else self.now.valid+sums
-
-@patch
-def _adapt(self:OLSCallback, gain=3.):
-    "Move `alpha` against the gap between confidence and accuracy"
-    if self.now.valid is None: return
-    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(self.now.valid)
-    conf,right,n = self.now.valid.tolist()
-    gap = (conf-right)/max(n, 1)
-    self.history[-1].update(gap=gap, alpha=self.alpha)
-    self.alpha = min(1., max(0., self.alpha-gain*gap))
-
-# %% ../../nbs/22_train.ols.ipynb #0e6e556d
+# %% ../../nbs/22_train.ols.ipynb #1fac847c
 @patch
 def metrics(self:OLSCallback)->list:
-    "Metrics for `Learner(metrics=)`: mean diagonal and entropy of the soft labels that the epoch was trained on, and how many classes had fallen back in them"
+    """Metrics for `Learner(metrics=)`, of the soft labels that the epoch was trained on: mean diagonal and entropy,
+    and how many classes had fallen back in them"""
     return [ValueMetric(partial(self._stat, k), f'S_{k}') for k in ('diagonal','entropy','n_fallback')]
 
 @patch
 def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is not None else float('nan')
 
-# %% ../../nbs/22_train.ols.ipynb #662dc053
+# %% ../../nbs/22_train.ols.ipynb #cb20dbf6
 @patch
 def state_dict(self:OLSCallback)->dict:
     "What has been learnt so far: numbers, names and tensors, for `load_state_dict`. Empty before the first batch"
-    if self.labels is None: return {}
-    return dict(labels=self.labels.learnt(), n_classes=self.labels.n_classes, **{k: getattr(self, k) for k in ('alpha','class_names','n_trained','history')})
+    state = SoftTargetCallback.state_dict(self)
+    return dict(state, history=self.history) if state else {}
 
 @patch
 def load_state_dict(self:OLSCallback,
     state:dict # From `state_dict`
 ):
     "Go on from there. The soft labels may be whole or `top_k` in `state`, and become what this callback's arguments want"
-    if not state: return
-    t,K = state['labels'],state['n_classes']
-    self.labels = self.make_labels(K).to(t['used_fallback'].device)
-    self.labels._store(t['dense'] if 'dense' in t else t['tail'].repeat(1, K).scatter_(1, t['top_idx'], t['top_p']))
-    self.labels.used_fallback.copy_(t['used_fallback'])
-    self.class_names,self.n_trained,self.history = state['class_names'],state['n_trained'],state['history']
-    if self.auto: self.alpha = state['alpha']
+    SoftTargetCallback.load_state_dict(self, state)
+    if state: self.history = state['history']
 
 @patch
 def save(self:OLSCallback,
     fn:str|Path # File to write; its folder must exist
 ):
-    "Write the soft labels and what they were learnt with. Raises `ValueError` if there are none yet"
+    "Write the soft labels and what they were learnt with, atomically. Raises `ValueError` if there are none yet"
     if self.labels is None: raise ValueError("nothing to save: this OLSCallback has not seen a batch yet; train with it first")
     state = self.state_dict()
-    args = dict(alpha='auto' if self.auto else self.alpha, **{k: getattr(self, k) for k in ('min_lam','warmup','update_every')})
+    args = {k: getattr(self, k) for k in ('alpha','min_lam','warmup','update_every')}
     save_tensors(fn, state.pop('labels'), dict(state, args=args, label_args=self.label_args, version=version('ols_fastai')))
 
 @patch(cls_method=True)
 def load(cls:OLSCallback,
     fn:str|Path, # File that `save` wrote
-    **kwargs # Arguments that replace what was saved, e.g. `checkpoint`
+    **kwargs # Arguments of `OLSCallback` that replace what was saved, e.g. `checkpoint`
 )->OLSCallback:
-    "Read what `save` wrote, to go on with training. Raises `FileNotFoundError`, or `ValueError` for a damaged file. A subclass must take all arguments of `OLSCallback`"
+    """Read what `save` wrote, to go on with training. A subclass must take all arguments of `OLSCallback`.
+
+    Raises `FileNotFoundError`, or `ValueError` for a damaged file or one that holds no soft labels"""
     tensors,info = load_tensors(fn)
     try: cb = cls(**{**info['args'], **info['label_args'], **kwargs})
-    except KeyError as e: raise ValueError(f"{fn} holds no soft labels ({e} is missing): give a file that OLSCallback.save or checkpoint= wrote") from e
+    except KeyError as e:
+        raise ValueError(f"{fn} holds no soft labels ({e} is missing): give a file that OLSCallback.save or checkpoint= wrote") from e
     cb.load_state_dict(dict(info, labels=tensors))
     return cb
