@@ -13,9 +13,11 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from conftest import toy_learner
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.calibration.curves import *
+from ols_fastai.calibration.classes import brier_decomposition, classwise_ece
 
 BINNED = [ece, adaptive_ece, mce, rms_ce, debiased_ce, classwise_ece]
-PLAIN  = [nll, brier, top_5_error, mean_confidence, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
+PLAIN  = [nll, brier, top_5_error, mean_confidence, confidence_gap, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
 MEASURES = BINNED+PLAIN+[top_k_acc, top_k_error]
 
 def draw(N, K, scale=2., seed=0, honest=True):
@@ -305,7 +307,7 @@ def test_bootstrap_is_resampling_rows():
     rng,vals = np.random.default_rng(3),[]
     for _ in range(50): i = rng.integers(40, size=40); vals.append([brier(p[i], t[i]),classwise_ece(p[i], t[i]),ece(p[i], t[i], 4)])
     np.testing.assert_allclose(b[['low','high']].values.T, interval(vals, b.value.values), atol=1e-12)
-    assert b.index[2]=='ece (4 bins)' and b.value['brier']==brier(p, t)
+    assert b.index[2]=='ece_4' and b.value['brier']==brier(p, t)
 
 def clustered(n_groups=60, size=20, K=4, seed=0):
     "Every image of a patient alike: 60 patients, not 1,200 images"
@@ -436,15 +438,15 @@ def last(learn): return dict(zip(learn.recorder.metric_names[1:], learn.recorder
 
 @pytest.mark.parametrize('loss', (None,nn.CrossEntropyLoss(),F.cross_entropy), ids=('fastai','torch','function'))
 def test_learner_shows_them_over_the_whole_validation_set(loss):
-    names = {'ece (15 bins)': ece, 'nll': nll, 'brier': brier, 'top_5_error': top_5_error, 'classwise_ece (15 bins)': classwise_ece, 'smooth_ece': smooth_ece}
+    names = {'ece': ece, 'nll': nll, 'brier': brier, 'top_5_error': top_5_error, 'classwise_ece': classwise_ece, 'smooth_ece': smooth_ece}
     learn = toy_learner(metrics=[ece,nll,brier,top_5_error,classwise_ece,smooth_ece,ece(n_bins=3),top_k_error(k=2)], **({} if loss is None else {'loss_func': loss}))
     learn.fit(2)
     seen = last(learn)
     p,t = learn.get_preds(act=lambda o: F.softmax(o, dim=-1))
     for name,f in names.items(): same(seen[name], f(p, t), 1e-6)
-    same(seen['ece (3 bins)'], ece(p, t, 3), 1e-6); same(seen['top_2_error'], top_k_error(p, t, 2))
+    same(seen['ece_3'], ece(p, t, 3), 1e-6); same(seen['top_2_error'], top_k_error(p, t, 2))
     mean = np.mean([ece(p[i:i+40], t[i:i+40]) for i in range(0, 60, 40)])
-    assert abs(mean-seen['ece (15 bins)'])>1e-3  # what a mean of batches would have shown
+    assert abs(mean-seen['ece'])>1e-3  # what a mean of batches would have shown
     learn.validate(); same(learn.metrics[0].value, ece(p, t), 1e-6)  # starts anew
 
 def test_two_learners_do_not_share():
@@ -458,16 +460,17 @@ def test_logits_are_an_error_not_a_figure():
     with pytest.raises(ValueError, match='logits'): toy_learner(metrics=[ece], loss_func=Own()).fit(1)
 
 def test_measures_pickle_and_tell_what_they_take():
-    assert pickle.loads(pickle.dumps(ece)) is ece and pickle.loads(pickle.dumps(ece(n_bins=7))).name=='ece (7 bins)'
+    assert pickle.loads(pickle.dumps(ece)) is ece and pickle.loads(pickle.dumps(ece(n_bins=7))).name=='ece_7'
     with pytest.raises(TypeError, match='bins'): ece(bins=7)
     import inspect
     assert list(inspect.signature(ece).parameters)==['preds','targs','n_bins'] and 'Guo' in ece.__doc__
     same(ece(n_bins=7)(*draw(50, 4)), ece(*draw(50, 4), n_bins=7))
-    assert [f().name for f in BINNED]==['ece (15 bins)','adaptive_ece (15 bins of equal mass)','mce (15 bins)','rms_ce (15 bins)','debiased_ce (15 bins)','classwise_ece (15 bins)']
+    assert [f().name for f in BINNED]==[f.__name__ for f in BINNED]
+    assert mce(min_count=1).name=='mce_15_1' and ece(n_bins=15).name=='ece'
 
 def test_a_pickled_metric_takes_no_validation_set_along():
     "`learn.export` pickles the metrics"
     learn = toy_learner(metrics=[ece(n_bins=7)])
     learn.fit(1)
     metric = pickle.loads(pickle.dumps(learn.metrics[0]))
-    assert learn.metrics[0].value is not None and metric.value is None and metric.name=='ece (7 bins)'
+    assert learn.metrics[0].value is not None and metric.value is None and metric.name=='ece_7'
