@@ -2,7 +2,8 @@
 
 Where definitions differ: scikit-learn and we give a bin its upper edge, torchmetrics and netcal its lower one, and torchmetrics opens a bin of its own for a confidence of exactly 1. So these two are compared
 where no confidence is on an edge, and the edges with a slow version of the definition, below, and with scikit-learn."""
-import pickle
+import pickle, warnings
+from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 import sklearn.metrics as skm
 from fastai.basics import F, nn
@@ -12,9 +13,11 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from conftest import toy_learner
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.calibration.curves import *
+from ols_fastai.calibration.classes import brier_decomposition, classwise_ece
 
 BINNED = [ece, adaptive_ece, mce, rms_ce, debiased_ce, classwise_ece]
-PLAIN  = [nll, brier, top_5_error, mean_confidence, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
+PLAIN  = [nll, brier, top_5_error, mean_confidence, confidence_gap, smooth_ece, over_confidence, under_confidence, aurc, e_aurc, confidence_auroc]
 MEASURES = BINNED+PLAIN+[top_k_acc, top_k_error]
 
 def draw(N, K, scale=2., seed=0, honest=True):
@@ -66,7 +69,7 @@ def slow(p, t, n_bins):
     wrong = int(N-sum(hit))
     best = np.mean(np.cumsum([0]*(N-wrong)+[1]*wrong)/np.arange(1, N+1))
     pairs = [(a>b)+.5*(a==b) for a,h in order if h for b,g in order if not g]
-    return {ece: sum(n*abs(c-a) for n,c,a in bins)/N, mce: max(abs(c-a) for n,c,a in bins), rms_ce: (sum(n*(c-a)**2 for n,c,a in bins)/N)**.5,
+    return {ece: sum(n*abs(c-a) for n,c,a in bins)/N, mce: max((abs(c-a) for n,c,a in bins if n>=10), default=np.nan), rms_ce: (sum(n*(c-a)**2 for n,c,a in bins)/N)**.5,
             debiased_ce: max(0, sum(n*((c-a)**2-a*(1-a)/(n-1)) for n,c,a in bins if n>1)/N)**.5,
             adaptive_ece: sum(n*abs(c-a) for n,c,a in equal)/N, classwise_ece: sum(n*abs(c-a) for b in classes for n,c,a in b)/N/K,
             over_confidence: np.mean([c for c,h in order if not h] or np.nan), under_confidence: np.mean([1-c for c,h in order if h] or np.nan),
@@ -116,7 +119,7 @@ def test_torchmetrics(data, n_bins):
     p = p.float().double()  # torchmetrics bins in fp32
     conf = p.max(1).values
     if ((conf*n_bins-(conf*n_bins).round()).abs()<1e-4).any(): return  # on an edge: defined otherwise, see above
-    for f,norm in ((ece,'l1'),(rms_ce,'l2'),(mce,'max')): same(f(p, t, n_bins), multiclass_calibration_error(p, t, K, n_bins, norm).item(), 2e-6)
+    for f,norm in ((ece,'l1'),(rms_ce,'l2'),(partial(mce, min_count=1),'max')): same(f(p, t, n_bins), multiclass_calibration_error(p, t, K, n_bins, norm).item(), 2e-6)
     for k in range(1, K): same(top_k_acc(p, t, k), multiclass_accuracy(p, t, K, average='micro', top_k=k).item(), 1e-6)
 
 @pytest.mark.filterwarnings('ignore')
@@ -127,7 +130,7 @@ def test_netcal(data, n_bins):
     p,t = data
     conf,hit = (np.array(o) for o in first_guess(p, t))
     if (abs(conf*n_bins-(conf*n_bins).round())<1e-9).any(): return
-    same(ece(p, t, n_bins), metrics.ECE(n_bins).measure(conf, hit)); same(mce(p, t, n_bins), metrics.MCE(n_bins).measure(conf, hit))
+    same(ece(p, t, n_bins), metrics.ECE(n_bins).measure(conf, hit)); same(mce(p, t, n_bins, min_count=1), metrics.MCE(n_bins).measure(conf, hit))
     if not np.isin(np.quantile(conf, np.linspace(0, 1, n_bins+1)[1:-1]), conf).any(): same(adaptive_ece(p, t, n_bins), metrics.ECE(n_bins, equal_intervals=False).measure(conf, hit))
 
 @settings(cases, max_examples=60)
@@ -165,9 +168,10 @@ def test_torchmetrics_puts_a_confidence_of_1_into_a_bin_of_its_own():
 def test_properties(data, n_bins):
     (p,t),K = data,data[0].shape[1]
     acc,gap,eps = top_k_acc(p, t),abs(mean_confidence(p)-top_k_acc(p, t)),1e-9
-    for f in (ece,adaptive_ece,rms_ce,mce): assert gap-eps<=f(p, t, n_bins)<=1+eps
+    largest = partial(mce, min_count=1)
+    for f in (ece,adaptive_ece,rms_ce,largest): assert gap-eps<=f(p, t, n_bins)<=1+eps
     assert gap-1e-4<=smooth_ece(p, t)<=1
-    assert ece(p, t, n_bins)<=rms_ce(p, t, n_bins)+eps and rms_ce(p, t, n_bins)<=mce(p, t, n_bins)+eps and debiased_ce(p, t, n_bins)<=rms_ce(p, t, n_bins)+eps
+    assert ece(p, t, n_bins)<=rms_ce(p, t, n_bins)+eps and rms_ce(p, t, n_bins)<=largest(p, t, n_bins)+eps and debiased_ce(p, t, n_bins)<=rms_ce(p, t, n_bins)+eps
     accs = [top_k_acc(p, t, k) for k in range(1, K+1)]
     assert accs==sorted(accs) and accs[-1]==1
     same(top_5_error(p, t), top_k_error(p, t, min(5, K)))
@@ -228,13 +232,14 @@ def test_certain_and_right_or_wrong(K):
 
 @pytest.mark.parametrize('K', (2,3,10))
 def test_all_equal(K):
-    p,t = torch.full((4*K,K), 1/K, dtype=torch.float64),torch.arange(4*K)%K
+    p,t = torch.full((10*K,K), 1/K, dtype=torch.float64),torch.arange(10*K)%K
     for f in (ece,adaptive_ece,mce,rms_ce,debiased_ce,smooth_ece,classwise_ece): same(f(p, t), 0)
     same(top_k_acc(p, t), 1/K); same(confidence_auroc(p, t), .5) ; same(aurc(p, t), 1-1/K)
 
 def test_one_sample_and_one_class():
     p,t = torch.tensor([[.7,.2,.1]], dtype=torch.float64),torch.tensor([1])
-    for f in (ece,adaptive_ece,mce,rms_ce,over_confidence): same(f(p, t), .7)
+    for f in (ece,adaptive_ece,partial(mce, min_count=1),rms_ce,over_confidence): same(f(p, t), .7)
+    assert np.isnan(mce(p, t))
     same(debiased_ce(p, t), 0); same(smooth_ece(p, t), .7, 1e-4)
     p,_ = draw(50, 3); t = torch.zeros(50, dtype=torch.long)
     for f in MEASURES: assert np.isfinite(f(p, t))
@@ -302,7 +307,7 @@ def test_bootstrap_is_resampling_rows():
     rng,vals = np.random.default_rng(3),[]
     for _ in range(50): i = rng.integers(40, size=40); vals.append([brier(p[i], t[i]),classwise_ece(p[i], t[i]),ece(p[i], t[i], 4)])
     np.testing.assert_allclose(b[['low','high']].values.T, interval(vals, b.value.values), atol=1e-12)
-    assert b.index[2]=='ece (4 bins)' and b.value['brier']==brier(p, t)
+    assert b.index[2]=='ece_4' and b.value['brier']==brier(p, t)
 
 def clustered(n_groups=60, size=20, K=4, seed=0):
     "Every image of a patient alike: 60 patients, not 1,200 images"
@@ -334,11 +339,66 @@ def test_paired_differences():
 
 def test_bootstrap_refuses():
     p,t = draw(50, 4)
-    for kw,says in ((dict(groups=np.zeros(50)),'at least 2'),(dict(groups=np.zeros(49)),'each of the 50 samples, got 49'),(dict(groups=['a']*7+[None]+['b']*42),'row 7: its group is missing')):
+    for kw,says in ((dict(groups=np.zeros(50)),'at least 2'),(dict(groups=np.zeros(49)),'each of the 50 samples, got 49')):
         with pytest.raises(ValueError, match=says): bootstrap(nll, p, t, **kw)
     with pytest.raises(ValueError, match='at least 2'): bootstrap(nll, p[:1], t[:1])
     with pytest.raises(ValueError, match='names of their own'): bootstrap([ece,ece], p, t)
     with pytest.raises(ValueError, match='the same samples'): paired_bootstrap(nll, sample_stats(p, t), sample_stats(p, (t+1)%4))
+
+def test_a_missing_patient_is_no_patient():
+    "None, NaN and blanks are not one patient of many images: each of these images stands alone, and that is said"
+    p,t,g = clustered(40, 5)
+    g = g.astype(object)
+    g[::2] = np.resize(np.array(['',None,float('nan'),' ',pd.NA], dtype=object), 100)
+    alone = g.copy()
+    alone[::2] = [f'alone {i}' for i in range(100)]
+    with pytest.warns(UserWarning, match='100 of 200 samples have no group .the first: row 0.'): got = group_codes(g, 200)
+    assert len(set(got))==140 and len(set(got[::2]))==100 and set(got)==set(range(140))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        widths = [(b:=bootstrap(nll, p, t, groups=o, n=300).iloc[0]).high-b.low for o in (g,alone)]
+    assert widths[0]==pytest.approx(widths[1], rel=.15)
+
+def test_groups_of_any_type():
+    for groups in (['a','b','a'],[7,8,7],np.array([1.5,2.,1.5]),pd.Series(['x','y','x'], dtype='category'),pd.to_datetime(['2020','2021','2020'])):
+        assert group_codes(groups, 3).tolist()==[0,1,0]
+    assert group_codes(None, 3).tolist()==[0,1,2]
+
+@pytest.mark.parametrize('wrong', (0,1,59,60))
+def test_no_interval_leaves_the_range_of_its_measure(wrong):
+    "Of a network that is nearly always right (or wrong), and sure of it"
+    def percent(s): return 100*top_k_acc(s)
+    def plain(s): return top_k_acc(s)
+    for seed in range(12):
+        p,_ = draw(60, 4, scale=6, seed=seed)
+        t = p.argmax(1)
+        t[:wrong] = (t[:wrong]+1)%4
+        ms = [mce(min_count=1),mce,ece,smooth_ece,rms_ce,debiased_ce,classwise_ece,mean_confidence,over_confidence,aurc,e_aurc,confidence_auroc,top_k_acc,top_k_error,plain]
+        unit = bootstrap(dict(enumerate(ms)), p, t, n=40, seed=seed).fillna(.5)
+        whole = pd.concat([bootstrap(percent, p, t, n=40, seed=seed), bootstrap(summary_metrics, p, t, n=40, seed=seed)])
+        percents = whole[whole.index.str.contains('%') | (whole.index=='percent')]
+        assert unit.low.min()>=0 and unit.high.max()<=1 and percents.low.min()>=0 and percents.high.max()<=100
+        assert ((unit.low<=unit.value+1e-12) & (unit.value<=unit.high+1e-12)).all()
+        scores = bootstrap([brier,nll], p, t, n=40, seed=seed)
+        assert scores.low.min()>=0 and scores.high['brier']<=2
+
+def test_bins_of_a_few_samples_are_no_maximum():
+    "9 samples of confidence .55, all wrong, beside 200 that are nearly calibrated"
+    p = torch.tensor([[.55,.45]]*9+[[.95,.05]]*200, dtype=torch.float64)
+    t = torch.tensor([1]*9+[0]*189+[1]*11)
+    same(mce(p, t), .95-189/200); same(mce(p, t, min_count=9), .55); same(mce(p, t, min_count=1), .55)
+    assert np.isnan(mce(p[:9], t[:9]))
+
+def test_rank_of_equal_probabilities():
+    "As a stable sort has it: of equal ones the first class comes first"
+    p = torch.tensor([[.2,.2,.2,.2,.2],[.1,.3,.3,.3,0.],[.4,.1,.1,.4,0.]], dtype=torch.float64)
+    for k in range(5):
+        t = torch.full((3,), k)
+        want = (p.argsort(dim=1, descending=True, stable=True)==k).int().argmax(1)
+        assert sample_stats(p, t).rank.tolist()==want.tolist()
+
+def test_a_probability_of_0_counts_as_tiny():
+    same(nll(torch.eye(3), torch.tensor([1,2,0])), -np.log(TINY)); same(nll(torch.tensor([[TINY/4,1.]]), torch.tensor([0])), -np.log(TINY))
 
 def test_seeds():
     p,t = draw(50, 4)
@@ -378,15 +438,15 @@ def last(learn): return dict(zip(learn.recorder.metric_names[1:], learn.recorder
 
 @pytest.mark.parametrize('loss', (None,nn.CrossEntropyLoss(),F.cross_entropy), ids=('fastai','torch','function'))
 def test_learner_shows_them_over_the_whole_validation_set(loss):
-    names = {'ece (15 bins)': ece, 'nll': nll, 'brier': brier, 'top_5_error': top_5_error, 'classwise_ece (15 bins)': classwise_ece, 'smooth_ece': smooth_ece}
+    names = {'ece': ece, 'nll': nll, 'brier': brier, 'top_5_error': top_5_error, 'classwise_ece': classwise_ece, 'smooth_ece': smooth_ece}
     learn = toy_learner(metrics=[ece,nll,brier,top_5_error,classwise_ece,smooth_ece,ece(n_bins=3),top_k_error(k=2)], **({} if loss is None else {'loss_func': loss}))
     learn.fit(2)
     seen = last(learn)
     p,t = learn.get_preds(act=lambda o: F.softmax(o, dim=-1))
     for name,f in names.items(): same(seen[name], f(p, t), 1e-6)
-    same(seen['ece (3 bins)'], ece(p, t, 3), 1e-6); same(seen['top_2_error'], top_k_error(p, t, 2))
+    same(seen['ece_3'], ece(p, t, 3), 1e-6); same(seen['top_2_error'], top_k_error(p, t, 2))
     mean = np.mean([ece(p[i:i+40], t[i:i+40]) for i in range(0, 60, 40)])
-    assert abs(mean-seen['ece (15 bins)'])>1e-3  # what a mean of batches would have shown
+    assert abs(mean-seen['ece'])>1e-3  # what a mean of batches would have shown
     learn.validate(); same(learn.metrics[0].value, ece(p, t), 1e-6)  # starts anew
 
 def test_two_learners_do_not_share():
@@ -400,16 +460,17 @@ def test_logits_are_an_error_not_a_figure():
     with pytest.raises(ValueError, match='logits'): toy_learner(metrics=[ece], loss_func=Own()).fit(1)
 
 def test_measures_pickle_and_tell_what_they_take():
-    assert pickle.loads(pickle.dumps(ece)) is ece and pickle.loads(pickle.dumps(ece(n_bins=7))).name=='ece (7 bins)'
+    assert pickle.loads(pickle.dumps(ece)) is ece and pickle.loads(pickle.dumps(ece(n_bins=7))).name=='ece_7'
     with pytest.raises(TypeError, match='bins'): ece(bins=7)
     import inspect
     assert list(inspect.signature(ece).parameters)==['preds','targs','n_bins'] and 'Guo' in ece.__doc__
     same(ece(n_bins=7)(*draw(50, 4)), ece(*draw(50, 4), n_bins=7))
-    assert [f().name for f in BINNED]==['ece (15 bins)','adaptive_ece (15 bins of equal mass)','mce (15 bins)','rms_ce (15 bins)','debiased_ce (15 bins)','classwise_ece (15 bins)']
+    assert [f().name for f in BINNED]==[f.__name__ for f in BINNED]
+    assert mce(min_count=1).name=='mce_15_1' and ece(n_bins=15).name=='ece'
 
 def test_a_pickled_metric_takes_no_validation_set_along():
     "`learn.export` pickles the metrics"
     learn = toy_learner(metrics=[ece(n_bins=7)])
     learn.fit(1)
     metric = pickle.loads(pickle.dumps(learn.metrics[0]))
-    assert learn.metrics[0].value is not None and metric.value is None and metric.name=='ece (7 bins)'
+    assert learn.metrics[0].value is not None and metric.value is None and metric.name=='ece_7'
