@@ -6,21 +6,18 @@
 __all__ = ['ConformalSets', 'plot_coverage']
 
 # %% ../../nbs/35_calibration.conformal.ipynb #44907b0d
-import hashlib, math, warnings
+import math
 import numpy as np, pandas as pd
 from scipy import stats
 from fastai.basics import *
-from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.tracker import ReduceLROnPlateau
-from .metrics import *
+from ..data.identity import shared_items
+from .metrics import check_preds
 
 # %% ../../nbs/35_calibration.conformal.ipynb #176fa01d
 def _aps(preds):
     "APS score of each class, and the classes' order"
     p,order = preds.sort(dim=1, descending=True, stable=True)
     return p.cumsum(1),order
-
-def _row_keys(preds): return np.unique(pd.util.hash_pandas_object(pd.DataFrame(preds.numpy()), index=False).to_numpy())
 
 class ConformalSets:
     """Split-conformal sets with a coverage of at least `1-miscoverage` (Angelopoulos & Bates 2021), from predictions on a calibration set. Call it with predictions (N,K) to get the sets, (N,K) bool.
@@ -30,12 +27,13 @@ class ConformalSets:
         preds:Tensor, # (N,K) probabilities on calibration images that are not the test's, nor those of a temperature
         targs:Tensor, # (N,) true classes
         miscoverage:float=.1, # Share of sets that may miss the true class, in (0, 1)
-        kind:str='lac' # Or 'aps'
+        kind:str='lac', # Or 'aps'
+        ids:np.ndarray|None=None # (N,2) `item_ids` of the images, so that `table` can tell whether it is given the same
     ):
         if kind not in ('lac','aps'): raise ValueError(f"kind must be 'lac' or 'aps', got {kind!r}")
         if not 0<miscoverage<1: raise ValueError(f"miscoverage must be between 0 and 1, got {miscoverage}")
         preds,targs = check_preds(preds, targs)
-        self.kind,self.miscoverage,self.n,self.n_classes,self._keys = kind,miscoverage,len(preds),preds.shape[1],_row_keys(preds)
+        self.kind,self.miscoverage,self.n,self.n_classes,self.ids = kind,miscoverage,len(preds),preds.shape[1],ids
         if kind=='lac': score = 1-preds.gather(1, targs[:,None])[:,0]
         else:
             s,order = _aps(preds)
@@ -58,15 +56,16 @@ class ConformalSets:
 def table(self:ConformalSets,
     preds:Tensor, # (N,K) probabilities on other images
     targs:Tensor, # (N,) true classes
-    by:list|None=None # (N,) a group for each image, such as the name of its class, its modality or scanner
+    by:list|None=None, # (N,) a group for each image, such as the name of its class, its modality or scanner
+    ids:np.ndarray|None=None # (N,2) `item_ids` of these images
 )->pd.DataFrame: # `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`: a row a group
     """How often the sets hold the true class, with Clopper and Pearson's 95 % interval, their mean size, and the shares of empty sets and of those with one class.
 
-    Raises `ValueError` if more than half of the rows are those of the calibration"""
+    Raises `ValueError` if both have `ids` and these are images of the calibration. Equal predictions alone are not equal images"""
     sets = self(preds)
     preds,targs = check_preds(preds, targs)
-    keys = _row_keys(preds)
-    if np.isin(keys, self._keys).mean()>.5: raise ValueError("these predictions are those that the sets were calibrated on: judge them on other images")
+    if ids is not None and self.ids is not None and shared_items(ids, self.ids)[1]:
+        raise ValueError("these images are those that the sets were calibrated on: judge them on others")
     if by is not None and len(by)!=len(targs): raise ValueError(f"by has {len(by)} groups for {len(targs)} images")
     size = sets.sum(1).numpy()
     df = pd.DataFrame(dict(by=['all']*len(targs) if by is None else list(by), hit=sets.gather(1, targs[:,None])[:,0].double().numpy(), size=size, empty=1.*(size==0), one=1.*(size==1)))

@@ -1,4 +1,4 @@
-"Calibration after training: what survives saving, exporting and fitting again, and conformal coverage."
+"Calibration after training: the fits against slow ones, and what survives saving, exporting and fitting again."
 import subprocess, sys, warnings
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,11 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.ols import OLSCallback
+from ols_fastai.data.identity import item_ids
+from ols_fastai.data.loaders import image_dls
+from ols_fastai.train.temperature import KINDS, T_RANGE
+from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.scaling import *
-from ols_fastai.calibration.conformal import *
 
 def same(a, b, atol=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=0, check_dtype=False)
 def probs(learn, **kwargs): return learn.get_preds(**kwargs)[0]
@@ -43,26 +46,96 @@ def test_a_known_temperature_is_found(T, K, seed):
 
 def test_a_temperature_from_logits_is_that_from_probabilities_and_holds_for_huge_logits():
     learn = fitted()
-    T = calibrate(learn).model.T
-    same(T, fit_temperature(*uncalibrate(learn).get_preds()))
+    T = calibrate(learn, prior=None).model.T
+    same(T, fit_temperature(*uncalibrate(learn).get_preds(), prior=None))
     with torch.no_grad():
         for o in learn.model[2].parameters(): o.mul_(1000)     # probabilities would be 0 in fp32
-    same(calibrate(learn, dl=learn.dls[2]).model.T if T*1000<=20 else 20., min(20., 1000*T), atol=1e-3)
+    same(calibrate(learn, prior=None).model.T/(1000*T), 1., atol=1e-3)
 
-def test_a_known_vector_is_found():
-    w,b = torch.tensor([.5,1.,2.,1.,1.5]),torch.tensor([1.,-1.,.5,0.,-.5])
-    z,y = logits_and_targs(40000, 5, w=w, b=b)                 # w*z+b makes the classes
-    got_w,got_b = fit_vector(z, y)
-    same(got_w, w, atol=.12); same(got_b, b, atol=.12); assert abs(got_b.mean())<1e-9
-    # offsets and factors can't be told from each other's by chance: the best temperature is worse
-    assert F.cross_entropy(z*got_w+got_b, y) < F.cross_entropy(z/fit_temperature(z.softmax(1), y), y)-.02
+def slow_best(z, y, prior=None):
+    "A grid of log T, in three steps"
+    def nll_of(u): return F.cross_entropy(z.double()/u.exp(), y, reduction='sum') + (u**2/(2*prior**2) if prior else 0)
+    mid,width = torch.tensor(0., dtype=torch.float64),9.
+    for _ in range(4):
+        grid = mid+torch.linspace(-width, width, 301, dtype=torch.float64)
+        mid,width = grid[torch.stack([nll_of(u) for u in grid]).argmin()],width/100
+    return mid.exp().item()
+
+@given(scale=st.floats(.01, 70), n=st.integers(2, 60), K=st.integers(2, 8), prior=st.sampled_from([None,.1,.5,2.]), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_a_temperature_is_that_of_a_grid_search(scale, n, K, prior, seed):
+    z,y = logits_and_targs(n, K, T=scale, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        T = fit_temperature(z, y, prior=prior, logits=True)
+    if prior or not caught: assert abs(T/slow_best(z, y, prior)-1)<1e-4
+    else: assert T==1
+
+@pytest.mark.parametrize('spread', [70,200,1000])
+def test_logits_that_differ_by_more_than_a_probability_holds(spread):
+    z,y = logits_and_targs(2000, 5, T=spread/2)
+    T = fit_temperature(z, y, prior=None, logits=True)
+    same(T/slow_best(z, y), 1., atol=1e-4)
+    if spread<1000: same(fit_temperature(z.double().softmax(1), y, prior=None)/T, 1., atol=1e-3)
+    # of fp32 probabilities the least likelihood is that of `nll`, which takes 0 for fp32's smallest number
+    p = z.softmax(1); T = fit_temperature(p, y, prior=None)
+    losses = [nll(apply_temperature(p, T*o), y) for o in (.99,1,1.01)]
+    assert losses[1]==min(losses)
+
+def test_a_temperature_far_from_1_is_found_and_an_edge_is_said():
+    z,y = logits_and_targs(3000, 6, T=70)
+    assert abs(fit_temperature(z, y, prior=None, logits=True)/70-1)<.1 and abs(fit_temperature(z, y, logits=True)/70-1)<.1
+    with pytest.warns(UserWarning, match=r'is 10000, an edge.*range 0.0001 to 10000'): assert fit_temperature(1e4*z, y, prior=None, logits=True)==pytest.approx(T_RANGE[1])
+    with pytest.warns(UserWarning, match='is 0.0001, an edge'): assert fit_temperature(1e-7*z, y, prior=None, logits=True)==pytest.approx(T_RANGE[0])
+
+def test_never_right_can_have_a_finite_best_temperature():
+    z = torch.tensor([[4.,3.,0.,0.,0.,0.]]*5+[[3.,0.,0.,2.5,0.,0.]]); y = torch.tensor([1]*5+[3])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        same(fit_temperature(z, y, prior=None, logits=True), slow_best(z, y), atol=1e-3)
 
 def test_what_teaches_nothing_changes_nothing():
     y = torch.arange(4)
     z = 5*torch.eye(4)
-    with pytest.warns(UserWarning, match='always right'): w,b = fit_vector(z, y)
-    assert (w==1).all() and (b==0).all()
-    with pytest.warns(UserWarning, match='never right'): assert fit_temperature(z.softmax(1), (y+1)%4)==1
+    with pytest.warns(UserWarning, match=r'always right on these 4 images.*range'): assert fit_temperature(z.softmax(1), y, prior=None)==1
+    with pytest.warns(UserWarning, match=r'never right on these 4 images.*range'): assert fit_temperature(z.softmax(1), (y+1)%4, prior=None)==1
+    with pytest.warns(UserWarning, match='always right'): w,b = fit_entropy_temperature(z.softmax(1), y, prior=None)
+    same(entropy_temperature(z.softmax(1), w, b), torch.ones(4))
+
+def test_the_entropy_of_a_sure_prediction_is_rounding():
+    p = torch.tensor([[1.,0.,0.],[1-2e-7,1e-7,1e-7]], dtype=torch.float64)
+    T = entropy_temperature(p, 1., 10.)
+    same(T, torch.full((2,), 10+np.log(1e-4)), atol=.5); same(T[0], T[1], atol=1e-12)
+
+@pytest.mark.parametrize('kind', ['structured','matrix'])
+def test_separable_classes_stay_bounded(kind):
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(4).repeat(15); z = 3*torch.eye(4)[y]+.1*torch.randn(60, 4, generator=g)
+    fitted = fit_scaling(z, y, kind, say=False)
+    assert fitted['matrix'].abs().max()<3 and fitted['bias'].abs().max()<3
+    new = 3*torch.eye(4)[y]+2*torch.randn(60, 4, generator=g)    # some of them are wrong
+    assert F.cross_entropy(scale_logits(new.double(), **fitted), y)<1.5
+
+def test_structured_scaling_by_its_definition():
+    "By gradient descent on the formula of arXiv 2511.03685"
+    z,y = logits_and_targs(200, 4, w=torch.tensor([.5,1.,2.,1.]), b=torch.tensor([1.,-1.,.5,0.]))
+    n,K = z.shape
+    for kind in ('structured','matrix'):
+        q = ((1-1/(n+1))*(z.double()/fit_temperature(z, y, logits=True)).softmax(1)+1/((n+1)*K)).log()
+        M,b = torch.zeros(K, K, dtype=torch.float64, requires_grad=True),torch.zeros(K, dtype=torch.float64, requires_grad=True)
+        opt = torch.optim.Adam([M,b], lr=.02)
+        for _ in range(2000):
+            opt.zero_grad()
+            D = M.diagonal(); A = M if kind=='matrix' else torch.diag(D)
+            (F.cross_entropy(q@(torch.eye(K)+A).T+b, y)+K/n*(b@b+D@D)+K*(K-1)/n*(A.pow(2).sum()-D@D)).backward()
+            opt.step()
+        A = M if kind=='matrix' else torch.diag(M.diagonal())
+        want = (q@(torch.eye(K)+A).T+b).softmax(1).detach()
+        same(scale_logits(z.double(), **fit_scaling(z, y, kind)).softmax(1), want, atol=1e-4)
+
+def test_plain_vector_scaling_is_refused_before_training():
+    for f in (lambda: Calibrate('vector'), lambda: calibrate(toy_learner(), kind='vector')):
+        with pytest.raises(ValueError, match="use 'structured'"): f()
 
 # ---- the model
 
@@ -75,12 +148,13 @@ def test_a_temperature_keeps_every_decision_and_gives_what_apply_temperature_giv
     same(now, apply_temperature(raw, learn.model.T))
     assert torch.equal(probs(uncalibrate(learn), ds_idx=2), raw)
 
-def test_vector_scaling_in_the_learner():
+@pytest.mark.parametrize('kind', ['structured','matrix'])
+def test_structured_scaling_in_the_learner(kind):
     learn = fitted()
     z,y = learn.get_preds(act=lambda x: x)
-    w,b = fit_vector(z, y)
     z2 = learn.get_preds(ds_idx=2, act=lambda x: x)[0]
-    same(probs(calibrate(learn, kind='vector'), ds_idx=2), (z2*w+b).softmax(1)); assert learn.model.T is None
+    now = probs(calibrate(learn, kind=kind), ds_idx=2)
+    same(now, scale_logits(z2.double(), **fit_scaling(z, y, kind)).softmax(1)); assert learn.model.T is None and learn.model.kind==kind
 
 def test_a_temperature_for_each_image_in_the_learner():
     learn = fitted()
@@ -91,10 +165,10 @@ def test_a_temperature_for_each_image_in_the_learner():
 def test_calibrating_again_starts_from_the_bare_network():
     learn = fitted()
     T = calibrate(learn).model.T
-    calibrate(learn, kind='vector'); calibrate(learn)
+    calibrate(learn, kind='matrix'); calibrate(learn)
     same(learn.model.T, T); assert isinstance(learn.model.model, nn.Sequential)
 
-@pytest.mark.parametrize('kind', ['temperature','entropy','vector'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_save_and_load(tmp_path, kind):
     learn = fitted(path=tmp_path)
     learn.save('bare')
@@ -127,7 +201,7 @@ df = pd.read_pickle(sys.argv[2])
 with learn.no_bar(): p,one = learn.get_preds(dl=learn.dls.test_dl(df))[0],learn.predict(df.iloc[0])
 torch.save(dict(preds=torch.Tensor(p), one=torch.Tensor(one[2]), T=learn.model.T, used=learn.model.used), sys.argv[3])
 """
-@pytest.mark.parametrize('kind', ['temperature','entropy','vector'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_an_exported_learner_gives_the_same_in_a_fresh_process(tmp_path, kind):
     learn,df = frame_learner(path=tmp_path)
     with learn.no_bar(), learn.no_logging():
@@ -149,7 +223,7 @@ def test_predict_gives_calibrated_probabilities():
         raw = learn.predict(df.iloc[0])
         calibrate(learn)
         now = learn.predict(df.iloc[0])
-    assert now[0]==raw[0] and abs(learn.model.T-1)>.1
+    assert now[0]==raw[0] and abs(learn.model.T-1)>.05
     same(now[2], apply_temperature(raw[2][None], learn.model.T)[0])
 
 def test_parts_of_the_network_are_found_through_the_wrapper():
@@ -170,20 +244,109 @@ def test_training_a_calibrated_network_is_an_error_until_it_is_uncalibrated():
 
 # ---- never on the same images twice
 
-def test_the_split_that_calibrated_is_named_by_its_file():
-    learn,df = frame_learner()
+def test_rows_are_known_by_what_the_network_gets_of_them():
+    learn,df = frame_learner()                                 # its file names are of no file
     check_not_calibrated_on(learn, learn.dls.valid)
     with learn.no_bar(): calibrate(learn)
-    with pytest.raises(ValueError, match=r'^the validation set: 60 of its 60 images, the first 90.png, calibrated this network'): check_not_calibrated_on(learn, learn.dls.valid, 'the validation set')
-    new = df.assign(filename=[f'new{i}.png' for i in range(150)])
-    check_not_calibrated_on(learn, learn.dls.test_dl(new.iloc[:20], with_labels=True))
-    mixed = pd.concat([new.iloc[:20], df.iloc[[100]]])
-    with pytest.raises(ValueError, match='1 of its 21 images, the first 100.png'): check_not_calibrated_on(learn, learn.dls.test_dl(mixed, with_labels=True))
+    with pytest.raises(ValueError, match=r'^the validation set: 60 of its 60 images, the first number 0, calibrated this network'): check_not_calibrated_on(learn, learn.dls.valid, 'the validation set')
+    def test_dl(df): return learn.dls.test_dl(df, with_labels=True)
+    renamed = df.assign(filename=[f'new{i}.png' for i in range(150)])
+    with pytest.raises(ValueError, match='20 of its 20'): check_not_calibrated_on(learn, test_dl(renamed.iloc[90:110]))
+    other = df.assign(a=df['a']+1)
+    check_not_calibrated_on(learn, test_dl(other.iloc[90:150]))
+    with pytest.warns(UserWarning, match='1 of its 21 images, the first number 20, equal'): check_not_calibrated_on(learn, test_dl(pd.concat([other.iloc[:20], df.iloc[[100]]])))
+    forget_images(learn)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_not_calibrated_on(learn, learn.dls.valid)
     check_not_calibrated_on(uncalibrate(learn), learn.dls.valid)
+
+def hospital(root, seed, n=24):
+    "Images with the same names everywhere"
+    import cv2
+    root.mkdir()
+    rng = np.random.default_rng(seed)
+    for i in range(n): assert cv2.imwrite(str(root/f'{i}.png'), rng.integers(0, 255, (16,16)).astype('uint8'))
+    return pd.DataFrame(dict(filename=[f'{i}.png' for i in range(n)], label=list('xxyxyyyx')*(n//8), split=['train']*(n//2)+['valid']*(n//2)))
+
+def image_learner(dls, **kwargs):
+    n = dls.one_batch()[0].shape[1]
+    return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(16*16*n, 2)), loss_func=CrossEntropyLossFlat(), **kwargs)
+
+from fastai.vision.all import ImageBlock, IntToFloatTensor, PILImage, Resize
+def our_dls(df, root): return image_dls(df, root=root, size=16, bs=4, num_workers=0, device='cpu')
+def split_of(df): return [np.flatnonzero(df['split']==o).tolist() for o in ('train','valid')]
+def block_dls(df, root, get_x, items=None, blocks=(ImageBlock,CategoryBlock)):
+    labels = df.set_index('filename').label
+    def get_y(o): return labels[Path(o).name] if isinstance(o, (str,Path)) else o['label'] if isinstance(o, pd.Series) else labels.iloc[o]
+    block = DataBlock(blocks, get_x=get_x, get_y=get_y, splitter=lambda _: split_of(df), item_tfms=Resize(16))
+    return block.dataloaders(df if items is None else items, bs=4, num_workers=0, device='cpu')
+ways = dict(ours=our_dls,
+            ColReader=lambda df, root: block_dls(df, root, ColReader('filename', pref=Path(root))),
+            text_prefix=lambda df, root: block_dls(df, root, ColReader('filename', pref=f'{root}/')),
+            paths=lambda df, root: block_dls(df, root, None, [Path(root)/o for o in df.filename]),
+            texts=lambda df, root: block_dls(df, root, None, [f'{root}/{o}' for o in df.filename]),
+            numbers=lambda df, root: block_dls(df, root, lambda i: Path(root)/df.filename[i], list(range(len(df)))),
+            opened=lambda df, root: block_dls(df, root, lambda i: PILImage.create(Path(root)/df.filename[i]), list(range(len(df))), (TransformBlock(batch_tfms=IntToFloatTensor),CategoryBlock)))
+
+@pytest.mark.parametrize('way', ways)
+def test_images_are_known_by_what_they_are_not_by_their_names(tmp_path, way, monkeypatch):
+    import cv2
+    a,b = hospital(tmp_path/'a', 0),hospital(tmp_path/'b', 1)
+    one_up = a.assign(filename='a/'+a.filename)
+    (tmp_path/'link').symlink_to(tmp_path/'a')
+    dls = ways[way](a, tmp_path/'a')
+    def from_one_up(): return (our_dls if way=='ours' else ways['ColReader'])(one_up, tmp_path)
+    def refused(f, match):
+        with pytest.raises(ValueError, match=match): f()
+    def learn_():
+        learn = image_learner(dls)
+        learn.remove_cb(learn.progress) if hasattr(learn, 'progress') else None
+        return learn
+    learn = learn_()
+    with learn.no_bar(), learn.no_logging():
+        calibrate(learn)
+        check_not_calibrated_on(learn, ways[way](b, tmp_path/'b').valid)                           # another hospital
+        refused(lambda: check_not_calibrated_on(learn, dls.valid), '12 of its 12')
+        refused(lambda: check_not_calibrated_on(learn, ways[way](a, tmp_path/'link').valid), '12 of its 12')
+        refused(lambda: calibrate(learn, dl=dls.train), 'trained on')
+        refused(lambda: calibrate(learn, dl=ways[way](a, tmp_path/'link').train), 'trained on')
+        if way!='opened':
+            refused(lambda: check_not_calibrated_on(learn, from_one_up().valid), '12 of its 12')
+            refused(lambda: calibrate(learn, dl=from_one_up().train), 'trained on')
+            monkeypatch.chdir(tmp_path)
+            refused(lambda: check_not_calibrated_on(learn, ways[way](a, 'a').valid), '12 of its 12')
+            one = a.copy(); one.loc[12:,'filename'] = [f'b{i}.png' for i in range(11)]+['20.png']     # one calibration image among others
+            for i in range(11): (tmp_path/'a'/f'b{i}.png').write_bytes((tmp_path/'b'/f'{i}.png').read_bytes())
+            refused(lambda: check_not_calibrated_on(learn, ways[way](one, tmp_path/'a').valid), '1 of its 12 images, the first .*20.png')
+        calibrate(learn, dl=ways[way](b, tmp_path/'b').train)                                       # another hospital's
+        calibrate(learn, dl=dls.train, allow_overlap=True); assert len(learn.model.used)==12
+
+def test_a_calibrated_learner_knows_its_images_on_another_machine(tmp_path):
+    a,b = hospital(tmp_path/'a', 0),hospital(tmp_path/'b', 1)
+    learn = image_learner(our_dls(a, tmp_path/'a'), path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        calibrate(learn)
+        learn.export('m.pkl')
+        (tmp_path/'a').rename(tmp_path/'there')                # their folder has another name there, and their old place other images
+        (tmp_path/'b').rename(tmp_path/'a')
+        again = load_learner(tmp_path/'m.pkl')
+        with pytest.raises(ValueError, match='12 of its 12'): check_not_calibrated_on(again, our_dls(a, tmp_path/'there').valid)
+        check_not_calibrated_on(again, our_dls(b, tmp_path/'a').valid)
+
+def test_a_copy_is_warned_of_and_copies_are_refused(tmp_path):
+    a,b = hospital(tmp_path/'a', 0, 240),hospital(tmp_path/'b', 1, 240)
+    learn = image_learner(our_dls(a, tmp_path/'a'))
+    def copy(n):
+        for i in range(n): (tmp_path/'b'/f'{150+i}.png').write_bytes((tmp_path/'a'/f'{200+i}.png').read_bytes())
+        return our_dls(b, tmp_path/'b').valid
+    with learn.no_bar(), learn.no_logging():
+        calibrate(learn)
+        with pytest.warns(UserWarning, match='1 of its 120 images, the first .*150.png, equal'): check_not_calibrated_on(learn, copy(1))
+        with pytest.raises(ValueError, match='5 of its 120'): check_not_calibrated_on(learn, copy(5))
 
 def test_images_from_list_files(tmp_path):
     import cv2
-    from ols_fastai.data.loaders import image_dls
     rng = np.random.default_rng(0)
     for split,n in (('train',12),('valid',9),('test',6)):
         rows = [dict(filename=f'{split}_{i}.png', label='abc'[i%3]) for i in range(n)]
@@ -194,10 +357,44 @@ def test_images_from_list_files(tmp_path):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=Calibrate())
         assert len(learn.model.used)==9
-        with pytest.raises(ValueError, match='9 of its 9 images, the first valid_0.png'): check_not_calibrated_on(learn, dls.valid)
+        with pytest.raises(ValueError, match='9 of its 9 images, the first .*/valid_0.png'): check_not_calibrated_on(learn, dls.valid)
         check_not_calibrated_on(learn, dls[2])
-        with pytest.raises(ValueError, match='trained on'): calibrate(learn, ds_idx=0)
+        with pytest.raises(ValueError, match='trained on.*/train_0.png'): calibrate(learn, ds_idx=0)
         with pytest.raises(ValueError, match='trained on'): calibrate(learn, dl=dls.test_dl(pd.read_csv(tmp_path/'train.csv'), with_labels=True))
+
+def test_numbers_do_not_stand_for_images():
+    def number_dls(seed):
+        x,y = toy_data(60, seed=seed)
+        block = DataBlock((TransformBlock,CategoryBlock), get_items=lambda _: range(60), get_x=lambda i: x[i], get_y=lambda i: int(y[i]), splitter=lambda o: (list(range(30)),list(range(30,60))))
+        return block.dataloaders(None, bs=10, num_workers=0, device='cpu')
+    learn = Learner(number_dls(0), toy_model(), loss_func=CrossEntropyLossFlat())
+    with learn.no_bar():
+        calibrate(learn)
+        check_not_calibrated_on(learn, number_dls(1).valid)
+        with pytest.raises(ValueError, match='30 of its 30'): check_not_calibrated_on(learn, number_dls(0).valid)
+        with pytest.raises(ValueError, match='trained on'): calibrate(learn, dl=number_dls(0).train)
+
+def test_one_equal_row_does_not_refuse_a_set():
+    learn = with_test()
+    x,y = (o.clone() for o in toy_data(300, seed=5))
+    x[3] = learn.dls.train.dataset.tensors[0][7]
+    with pytest.warns(UserWarning, match='equal ones .1 of 300'): calibrate(learn, dl=learn.dls.valid.new(TensorDataset(x,y)))
+    z = x.clone()+1; z[9] = x[8]
+    with pytest.warns(UserWarning, match='1 of its 300'): check_not_calibrated_on(learn, learn.dls.valid.new(TensorDataset(z,y)))
+    z[:4] = x[:4]
+    with pytest.raises(ValueError, match='5 of its 300'): check_not_calibrated_on(learn, learn.dls.valid.new(TensorDataset(z,y)))
+
+def test_a_table_without_transforms():
+    from fastai.tabular.all import TabularDataLoaders, tabular_learner, range_of
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(rng.normal(size=(80,2)), columns=['a','b']).assign(y=rng.integers(0, 3, 80))
+    dls = TabularDataLoaders.from_df(df, cont_names=['a','b'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(40,80)), bs=20, device='cpu')
+    learn = tabular_learner(dls, layers=[4])
+    with learn.no_bar(), learn.no_logging():
+        calibrate(learn); assert learn.model.used[:,0].unique().numel()==40
+        with pytest.raises(ValueError, match='40 of its 40'): check_not_calibrated_on(learn, dls.valid)
+        with pytest.raises(ValueError, match='trained on'): calibrate(learn, dl=dls.train)
+        check_not_calibrated_on(learn, dls.test_dl(df.iloc[:30]))
 
 def test_not_on_training_images():
     learn,df = frame_learner()
@@ -233,8 +430,9 @@ def test_outputs_that_are_not_finite_and_missing_classes():
     with pytest.raises(ValueError, match='not finite for 60 of 60'): calibrate(learn)
     x,y = toy_data(60, seed=1)
     learn = toy_learner(valid=(x[y!=2],y[y!=2]))
-    with pytest.raises(ValueError, match=r'none of 1 of 6 classes \(2\)'): calibrate(learn, kind='vector')
-    assert not isinstance(learn.model, CalibratedModel)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')                         # a class without an image is no error, and nothing to warn of
+        assert calibrate(learn, kind='structured').model.is_scaled
 
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), FocalLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy])
 def test_losses_of_a_softmax_are_taken(loss): assert calibrate(toy_learner(loss_func=loss)).model.is_scaled
@@ -309,6 +507,7 @@ def test_the_callback_fails_before_training_and_says_when_it_diverged():
     learn = with_test()
     with pytest.raises(ValueError, match='two Calibrate'): learn.fit(1, cbs=[Calibrate(),Calibrate()])
     with pytest.raises(ValueError, match='trained on'): learn.fit(1, cbs=Calibrate(dl=learn.dls.train))
+    assert torch.equal(weights(learn), weights(with_test()))
     learn.dls.loaders = learn.dls.loaders[:1]
     with pytest.raises(ValueError, match='no validation set'): learn.fit(1, cbs=Calibrate())
     def spoil(o):
@@ -343,71 +542,3 @@ def test_the_callback_survives_an_export(tmp_path):
         again.dls = learn.dls
         same(again.get_preds()[0], learn.get_preds()[0])
         again.fit(1); assert again.model.is_scaled and again.model.T!=learn.model.T
-
-# ---- conformal sets
-
-def one_coverage(kind, miscoverage, n, m, seed):
-    z,y = logits_and_targs(n+m, 5, T=1.5, seed=seed)           # over-confident: the promise needs no calibration
-    p = z.softmax(1)
-    s = ConformalSets(p[:n], y[:n], miscoverage, kind)
-    return s.table(p[n:], y[n:]).iloc[0]
-
-@pytest.mark.parametrize('miscoverage', [.05,.1,.3])
-@pytest.mark.parametrize('kind', ['lac','aps'])
-def test_the_sets_cover_what_was_asked(kind, miscoverage):
-    n,m,runs = 199,2000,40
-    hits = sum(one_coverage(kind, miscoverage, n, m, s).coverage*m for s in range(runs))
-    # the hits of one run are beta-binomial (Angelopoulos & Bates 2021, appendix C); the sum of 40 is about normal
-    k = int(np.ceil((n+1)*(1-miscoverage)-1e-9)); law = stats.betabinom(m, k, n+1-k)
-    assert abs(hits-runs*law.mean()) < 4*(runs*law.var())**.5 if kind=='lac' else hits-runs*law.mean() > -4*(runs*law.var())**.5
-
-def test_aps_is_never_empty_and_larger():
-    aps,lac = (pd.DataFrame([one_coverage(k, .1, 199, 1000, s) for s in range(20)]) for k in ('aps','lac'))
-    assert (aps['empty']==0).all() and aps.coverage.mean()<.93 and aps['mean size'].mean()>lac['mean size'].mean()
-
-@given(n=st.integers(1, 60), miscoverage=st.floats(.02, .9), kind=st.sampled_from(['lac','aps']), K=st.integers(2, 6), ties=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=120, deadline=None)
-def test_sets_by_the_definition(n, miscoverage, kind, K, ties, seed):
-    g = torch.Generator().manual_seed(seed)
-    def make(n):
-        z = 2*torch.randn(n, K, generator=g)
-        return (z.round() if ties else z).softmax(1), torch.randint(0, K, (n,), generator=g)
-    (p,y),(q,_) = make(n),make(7)
-    s = ConformalSets(p, y, miscoverage, kind)
-    def scores(p):
-        p,out = p.double().numpy(),np.zeros(p.shape)
-        if kind=='lac': return 1-p
-        for i,row in enumerate(p):
-            order = np.argsort(-row, kind='stable')
-            out[i,order] = np.cumsum(row[order])
-        return out
-    cal = np.sort(scores(p)[np.arange(n),y.numpy()])
-    k = int(np.ceil(round((n+1)*(1-miscoverage), 6)))
-    assert s.threshold==(np.inf if k>n else cal[k-1])
-    sets = s(q).numpy()
-    low = scores(q)<=s.threshold
-    if kind=='lac': assert (sets==low).all()
-    else:
-        low[np.arange(7),q.argmax(1).numpy()] = True          # never empty
-        assert (sets==low).all()
-    if k>n: assert sets.all()
-
-def test_coverage_by_group_and_its_interval():
-    z,y = logits_and_targs(600, 4)
-    p = z.softmax(1); s = ConformalSets(p[:300], y[:300])
-    by = np.where(np.arange(300)%3==0, 'MR', 'CT')
-    t,sets = s.table(p[300:], y[300:], by),s(p[300:])
-    for name in ('MR','CT'):
-        hit = sets[torch.arange(300),y[300:]].numpy()[by==name]
-        r = t.loc[name]; ci = stats.binomtest(int(hit.sum()), len(hit)).proportion_ci()
-        np.testing.assert_allclose([r.n,r.coverage,r.low,r.high,r['mean size']], [len(hit),hit.mean(),ci.low,ci.high,sets.sum(1).numpy()[by==name].mean()])
-
-def test_sets_are_not_judged_on_what_calibrated_them():
-    z,y = logits_and_targs(300, 4); p = z.softmax(1)
-    s = ConformalSets(p[:150], y[:150])
-    for o in (slice(0,150), slice(20,40)):
-        with pytest.raises(ValueError, match='calibrated on'): s.table(p[o], y[o])
-    with pytest.raises(ValueError, match='calibrated on'): s.table(p[:150].flip(0), y[:150].flip(0))
-    s.table(p[150:], y[150:])
-    sure = torch.eye(4)[y]                                     # rows that are one-hot are alike by chance
-    ConformalSets(torch.cat([p[:150],sure[:50]]), y[:200]).table(torch.cat([p[150:],sure[50:60]]), torch.cat([y[150:],y[50:60]]))
