@@ -216,7 +216,7 @@ def mean_confidence(
 )->float: # 0..1
     "Mean probability of the first guess; `targs` are not needed"
     if targs is None and not isinstance(preds, SampleStats): targs = torch.zeros(len(preds), dtype=torch.long)
-    return float(_stats(preds, targs).conf.mean())
+    return float(_stats(preds, targs).confidence.mean())
 
 # %% ../../nbs/30_calibration.metrics.ipynb #a1000009
 @_measure('adaptive_ece ({n_bins} bins of equal mass)')
