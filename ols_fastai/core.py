@@ -127,7 +127,7 @@ def save_tensors(
     info:dict # What else to keep: values that JSON knows
 ):
     "Write a safetensors file with `info` as its metadata, atomically"
-    plain = {k: v.detach().cpu().contiguous() for k,v in tensors.items()}
+    plain = {k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}  # safetensors refuses weights that two layers share
     metadata = {k: json.dumps(v) for k,v in info.items()}
     with atomic_write(fn) as part: save_file(plain, part, metadata=metadata)
 
