@@ -169,7 +169,7 @@ def lock_folder(
     folder:str|Path # Folder that one process at a time may write to
 ):
     "Within it no other process can lock `folder`. Raises `ValueError` where another has it"
-    lock = FileLock(Path(folder)/'.lock', timeout=0)
+    lock = FileLock(Path(folder).absolute()/'.lock', timeout=0, is_singleton=True)  # in one process it may be locked again within
     try: lock.acquire()
     except Timeout: raise ValueError(f"another command is at work in {folder}: wait for its end, or give another folder") from None
     try: yield
