@@ -187,11 +187,11 @@ def read_lists(
 _split_folders = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
 image_files = {'.png','.jpg','.jpeg','.tif','.tiff','.bmp','.dcm'}
 
-def _visible(path): return sorted((o for o in os.scandir(path) if not o.name.startswith('.')), key=lambda o: o.name)
+def _visible(path, ignore=()): return sorted((o for o in os.scandir(path) if not o.name.startswith('.') and Path(o.path).resolve() not in ignore), key=lambda o: o.name)
 
-def _class_rows(path, prefix):
+def _class_rows(path, prefix, ignore=()):
     "Name and class of the images in the folders of `path`; they may be in folders of their own there"
-    for d in _visible(path):
+    for d in _visible(path, ignore):
         if not d.is_dir():
             if Path(d.name).suffix.lower() in image_files: raise ValueError(f"{d.path} is in no folder of a class: a folder tree is class/image")
             continue
@@ -200,14 +200,15 @@ def _class_rows(path, prefix):
         yield from ((prefix+Path(o).as_posix(), d.name) for o in rows)
 
 def read_folder(
-    root:str|Path # Holds `class/image`, or `train/class/image`, `valid/class/image` and maybe `test/class/image`
+    root:str|Path, # Holds `class/image`, or `train/class/image`, `valid/class/image` and maybe `test/class/image`
+    ignore=() # Folders, as resolved paths, that are not the images' own, such as one of results
 )->pd.DataFrame: # Columns `filename`, relative to `root`, and `label`; `split` where there are such folders
     "A table of the images in a folder tree. Raises `FileNotFoundError`, or `ValueError` naming the folder"
     root = Path(root)
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: give the one that holds the folders of the classes")
-    tops = [o.name for o in _visible(root) if o.is_dir()]
+    tops = [o.name for o in _visible(root, ignore) if o.is_dir()]
     found = {o: _split_folders[o.lower()] for o in tops if o.lower() in _split_folders}
-    if not found: df = pd.DataFrame(_class_rows(root, ''), columns=['filename','label'])
+    if not found: df = pd.DataFrame(_class_rows(root, '', ignore), columns=['filename','label'])
     else:
         if (other := [o for o in tops if o not in found]): raise ValueError(f"{root} has the folders {', '.join(found)} of splits and {other[0]}, which is none")
         if not {'train','valid'}<=set(found.values()): raise ValueError(f"{root} has {', '.join(found)} and needs the folders train and valid")
