@@ -21,9 +21,9 @@ _cut_off = "ends before its image does: copy it again or take it off the list"
 _depths = "only 8 and 16 bit images are supported. Scale and convert it first"
 
 def _check_size(h, w, at_most=math.inf):
-    "Raise for more than `at_most` pixels, or more than twice Pillow's limit, where Pillow raises too"
+    "Raise for no pixels, more than `at_most`, or more than twice Pillow's limit, where Pillow raises too"
     limit = 2*Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else math.inf
-    if h*w>min(limit, at_most):
+    if not 0<h*w<=min(limit, at_most):
         raise _Unreadable(f"claims to have {w} x {h} pixels, which can't be: replace it, take it off the list, "
                           "or raise PIL's Image.MAX_IMAGE_PIXELS")
 
@@ -179,6 +179,7 @@ def _is_ordinary(page):
     return (page.index==0 and page.photometric in (PHOTOMETRIC.MINISBLACK,PHOTOMETRIC.RGB) and not page.extrasamples
             and page.planarconfig==PLANARCONFIG.CONTIG and page.bitspersample in (8,10,12,14,16))
 
+# %% ../nbs/03_images.ipynb #5ad8e3f0
 def _upright(a, orientation):
     "Turn and mirror by EXIF's number, 1 to 8"
     if orientation in (5,6,7,8): a = a.swapaxes(0, 1)
@@ -265,9 +266,10 @@ def _open_dicom(data):
         raise _Unreadable("is not DICOM: it has neither the mark DICM nor an image's tags. "
                           "Replace it or take it off the list")
     if not any(o in ds for o in ('PixelData','FloatPixelData','DoubleFloatPixelData')):
-        kind = ds.get('SOPClassUID') or ds.file_meta.get('MediaStorageSOPClassUID')
         if not len(ds): raise _Unreadable(_cut_off)
-        if 'Rows' in ds or kind and 'Image' in kind.name: raise _Unreadable(f"has lost its pixels, or {_cut_off}")
+        kinds = [o for o in (ds.file_meta.get('MediaStorageSOPClassUID'), ds.get('SOPClassUID')) if o]
+        was_image = 'Rows' in ds or any('Image' in o.name for o in kinds)
+        if was_image: raise _Unreadable(f"has lost its pixels, or {_cut_off}")
         raise _Unreadable("is DICOM without an image: take it off the list")
     _add_frame_tags(ds)
     _check_pages(int(ds.get('NumberOfFrames') or 1), 'frames')
@@ -306,6 +308,7 @@ def _check_compressed(ds, name):
                           "or decompress it")
     return frame
 
+# %% ../nbs/03_images.ipynb #e1b40c6d
 def _dicom_pixels(ds):
     "The values as they are stored, colours as RGB"
     _check_size(ds.Rows, ds.Columns)
@@ -382,6 +385,7 @@ def _to_grey(a, padding, ds, window=None):
     shown = a if padding.all() else a[~padding]
     return _stretch(a, shown.min(), shown.max())
 
+# %% ../nbs/03_images.ipynb #83c9d7fb
 _as_rgb = ('RGB','YBR_FULL','YBR_FULL_422','YBR_ICT','YBR_RCT')  # of which pydicom has made RGB
 
 def _read_dicom(data, window=None):
@@ -392,7 +396,7 @@ def _read_dicom(data, window=None):
     ds = _open_dicom(data)
     kind = ds.PhotometricInterpretation
     if kind.startswith('YBR') and ds.BitsAllocated!=8:
-        raise _Unreadable(f"has {kind} colours of {ds.BitsAllocated} bits, which nothing here converts: write it as RGB")
+        raise _Unreadable(f"has {kind} colours of {ds.BitsAllocated} bits, which pydicom can't convert: use RGB")
     a = _dicom_pixels(ds)
     a = a.astype(a.dtype.newbyteorder('='), copy=False)
     if kind=='PALETTE COLOR': return pixels.apply_color_lut(a, ds)[...,:3]
@@ -526,6 +530,7 @@ def _resize(a, h, w):
     if less!=(h,w): a = cv2.resize(a, (w,h), interpolation=cv2.INTER_LINEAR)
     return a
 
+# %% ../nbs/03_images.ipynb #b9e0f526
 class CVResize(RandTransform):
     "Resize a `CVImage` to `size`; in training, to a random window of it, or mirrored, if asked for"
     split_idx,order = None,1
