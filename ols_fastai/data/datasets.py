@@ -154,17 +154,19 @@ def _write_regions(dest, n, size, seed):
         for split,voxels in split_voxels(*sides).items():
             names = _write_split(dest, folder, split, voxels, n[split], vols, size, rng)
             lists[split] += [(fn,region) for fn in names]
-    for split,rows in lists.items(): pd.DataFrame(rows, columns=['filename','label']).to_csv(dest/f'{split}.csv', index=False)
+    for split,rows in lists.items():
+        pd.DataFrame(rows, columns=['filename','label']).to_csv(dest/f'{split}.csv', index=False)
 
 # %% ../../nbs/19_data.datasets.ipynb #5b1c77a1
 def _check_made_with(dest, args):
     "Give a finished data set, or raise for one that is not finished, or was made with other arguments"
     made = dest/'made_with.json'
     if not made.exists():
-        raise FileExistsError(f"{dest} exists but is not a finished BrainRegions data set: remove it or choose another folder")
+        raise FileExistsError(f"{dest} exists but is not a finished BrainRegions data set: "
+                              "remove it or choose another folder")
     before = json.loads(made.read_text())
-    if before!=args: raise ValueError(f"{dest} holds BrainRegions made with {before}, not {args}: choose another folder")
-    return dest
+    if before==args: return dest
+    raise ValueError(f"{dest} holds BrainRegions made with {before}, not {args}: choose another folder")
 
 def brain_regions(
     dest:str|Path|None=None, # Folder to write; default: one in `cache_dir()`, named after the arguments
@@ -174,7 +176,7 @@ def brain_regions(
     size:int=40, # Side of an image, in pixels of 1 mm
     seed:int=42 # Of what is cut from where
 )->Path: # The folder, with `train.csv`, `valid.csv`, `test.csv` and the images
-    """Write BrainRegions, or find it where it was written before; atomic, so that several processes may call it at once.
+    """Write BrainRegions, or find it where it was written before. Atomic: several processes may call it at once.
 
     Raises `FileExistsError` for a folder that holds something else, `ValueError` for one made with other arguments"""
     args = dict(n_train=n_train, n_valid=n_valid, n_test=n_test, size=size, seed=seed)

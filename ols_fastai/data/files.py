@@ -56,9 +56,9 @@ class _Listing:
                              "Write it as the file is called, with its case and suffix")
         return found[0] if found else None
 
-# %% ../../nbs/15_data.files.ipynb #56966fc0
+# %% ../../nbs/15_data.files.ipynb #c2119241
 class DiskNames:
-    "The names of the files under a folder, as they are on disk. Each folder is listed once; nothing is searched name by name"
+    "The names of the files under a folder, as they are on disk. Each folder is listed once"
     def __init__(self,
         base:str|Path # Folder that names are relative to
     ): self.base,self._listings,self._folders = Path(base),{},{'':''}
@@ -187,12 +187,12 @@ def find_root(
 )->Path: # The folder that they are relative to
     "Find where the images are. Raises `FileNotFoundError` naming the first missing image and how many there are"
     root = Path(os.path.abspath(Path(root).expanduser()))
-    if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: root must be the one that the list's file names are relative to")
+    what = "root must be the folder that the list's file names are relative to"
+    if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: {what}")
     names = clean_table(df.head(1000))['filename'].tolist()   # one that is there shows the folder
     base = _find_base(names, (root,root.parent))
     if base is None:
-        raise FileNotFoundError(f"no image {names[0]} under {root} or {root.parent}: "
-                                "root must be the folder that the list's file names are relative to")
+        raise FileNotFoundError(f"no image {names[0]} under {root} or {root.parent}: {what}")
     if check_files: find_images(df, base, allow_overlap=('file','patient'))
     return base
 
@@ -236,7 +236,7 @@ def _default_root(train, df):
     return Path(L(train)[0]).parent
 
 def image_table(
-    train:str|Path|list|pd.DataFrame, # List of the training images, or a table with the column `split` instead of all lists
+    train:str|Path|list|pd.DataFrame, # List of the training images; or a table with the column `split`, for all lists
     valid:str|Path|list|None=None, # List of the validation images
     test:str|Path|list|None=None, # List of the test images
     root:str|Path|None=None, # Folder of the images; default: the training list's
@@ -247,7 +247,9 @@ def image_table(
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     **kwargs # How the lists are read: `filename`, `label`, `header`, `sep`, `encoding`, see `read_lists`
 )->tuple: # Table with the columns `filename`, `label` and `split`, and the folder that its names are relative to
-    "All images of a data set, checked and found. Raises what `read_lists`, `drop_images`, `find_root` and `find_images` raise"
+    """All images of a data set, checked and found.
+
+    Raises what `read_lists`, `check_splits`, `drop_images`, `find_root` and `find_images` raise"""
     is_table = isinstance(train, pd.DataFrame)
     if is_table!=(valid is None):
         raise ValueError("a table with the column split stands for all lists; otherwise train and valid are needed")

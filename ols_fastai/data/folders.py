@@ -17,8 +17,10 @@ from .lists import *
 # %% ../../nbs/14_data.folders.ipynb #0046ec18
 image_suffixes = {'.png','.jpg','.jpeg','.jpe','.jfif','.tif','.tiff','.bmp','.dib','.webp','.gif','.jp2','.pgm','.ppm',
                   '.pnm','.dcm','.dicom','.dic','.ima'}
-_text_suffixes = {'.txt','.csv','.tsv','.json','.xml','.yaml','.yml','.md','.html','.htm','.pdf','.xls','.xlsx','.ini','.db','.log'}
-_system_folders = {'__macosx','__pycache__','#recycle','#snapshot','$recycle.bin','system volume information','lost+found'}
+_text_suffixes = {'.txt','.csv','.tsv','.json','.xml','.yaml','.yml','.md','.html','.htm','.pdf','.xls','.xlsx','.ini',
+                  '.db','.log'}
+_system_folders = {'__macosx','__pycache__','#recycle','#snapshot','$recycle.bin','system volume information',
+                   'lost+found'}
 
 def _is_system(name):
     "Is a folder not the user's own? A dot in front is also how a class is left out"
@@ -92,7 +94,8 @@ def _class_rows(path, prefix, passed):
     for d in _folders(path, passed):
         names = _images_in(d.path, passed)
         if not names:
-            raise ValueError(f"the class folder {d.path} has no images ({', '.join(sorted(image_suffixes))}, or DICOM): "
+            kinds = ', '.join(sorted(image_suffixes))
+            raise ValueError(f"the class folder {d.path} has no images ({kinds}, or DICOM): "
                              "fill it, remove it, or give its name a dot in front")
         rows += [(f'{prefix}{d.name}/{o}', d.name) for o in names]
     return rows
@@ -111,7 +114,8 @@ def _find_split_folders(root, tops):
     "Which of the folders are splits: {folder: split}. Raises `ValueError` if only some are"
     found = {o: _split_folders[o.lower()] for o in tops if o.lower() in _split_folders}
     others = [o for o in tops if o not in found]
-    if found and others: raise ValueError(f"{root} has the folders {', '.join(found)} of splits and {others[0]}, which is none")
+    if found and others:
+        raise ValueError(f"{root} has the folders {', '.join(found)} of splits and {others[0]}, which is none")
     if found and not {'train','valid'}<=set(found.values()):
         raise ValueError(f"{root} has {', '.join(found)} and needs the folders train and valid")
     return found
@@ -120,17 +124,19 @@ def _find_split_folders(root, tops):
 def read_folder(
     root:str|Path, # Holds `class/image`, or `train/class/image`, `valid/class/image` and maybe `test/class/image`
     patient_from:str|None=None # Pattern that finds the patient in a file's name, see `patients_from_names`
-)->pd.DataFrame: # Columns `filename`, relative to `root`, and `label`; `patient` with `patient_from`, `split` where there are such folders
+)->pd.DataFrame: # `filename`, relative to `root`, and `label`; `split` with such folders; `patient`, if asked for
     """A table of the images in a folder tree. Warns of what is passed over.
 
-    Raises `FileNotFoundError`; `ValueError` naming the folder, and what `check_splits` and `patients_from_names` raise"""
+    Raises `FileNotFoundError`; `ValueError` naming the folder; what `check_splits` and `patients_from_names` raise"""
     root,passed = Path(root),Counter()
-    if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: give the one that holds the folders of the classes")
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: give the one that holds the folders of the classes")
     tops = [o.name for o in os.scandir(root) if o.is_dir() and not _is_system(o.name)]
     found = _find_split_folders(root, sorted(tops))
     rows = _split_rows(root, found, passed) if found else _class_rows(root, '', passed)
     if not rows: raise ValueError(f"{root} has no folder of images: a folder tree is class/image")
-    if passed: warnings.warn(f"passed over under {root}: {', '.join(f'{n} {kind}' for kind,n in passed.most_common(8))}")
+    what = [f'{n} {kind}' for kind,n in passed.most_common(8)]
+    if what: warnings.warn(f"passed over under {root}: {', '.join(what)}")
     columns = [text_series(list(o)) for o in zip(*rows)]
     df = pd.DataFrame(dict(zip(['filename','label','split'], columns)))
     if patient_from: df = patients_from_names(df, patient_from)

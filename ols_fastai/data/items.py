@@ -116,9 +116,11 @@ class TableItems:
     def frame(self)->pd.DataFrame: # Without `split`
         "The rows as a table again"
         s,rows = self.store,np.asarray(self.rows, dtype=np.int64)
-        out = {'filename': text_series([s.name(i) for i in rows]), 'label': np.asarray(s.vocab, dtype=object)[s.codes[rows]]}
+        labels = np.asarray(s.vocab, dtype=object)[s.codes[rows]]
+        out = dict(filename=text_series([s.name(i) for i in rows]), label=labels)
         out.update({k: np.asarray(v)[rows] for k,v in s.extra.items()})
-        if s.lines is not None: out.update(list=np.asarray(s.lists, dtype=object)[s.list_codes[rows]], line=s.lines[rows])
+        if s.lines is not None:
+            out.update(list=np.asarray(s.lists, dtype=object)[s.list_codes[rows]], line=s.lines[rows])
         return pd.DataFrame(out)
 
     def __repr__(self):
@@ -137,7 +139,8 @@ class TableBlock(DataBlock):
         # slices, which fastai keeps as they are; it would make lists of a million integers of anything else
         ends = items.store.starts
         slices = [slice(int(a), int(b)) for a,b in zip(ends, ends[1:]) if b>a]
-        return Datasets(items, tfms=self._combine_type_tfms(), splits=slices, dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
+        return Datasets(items, tfms=self._combine_type_tfms(), splits=slices, dl_type=self.dl_type,
+                        n_inp=self.n_inp, verbose=verbose)
 
 def loader_table(
     dl:DataLoader # Any loader

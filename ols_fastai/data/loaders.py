@@ -52,20 +52,21 @@ def _item_generator():
 
 def _generators_of(tfms):
     "Which generators transforms may draw from: ours are known, those of others may use any"
-    drawing = [o for o in tfms if not isinstance(o, ToTensor) and not (isinstance(o, CVResize) and o.crop>=1 and not o.flip)]
-    if not drawing: return []
-    return ['python'] if all(isinstance(o, CVResize) for o in drawing) else list(_generators)
+    others = [o for o in tfms if not isinstance(o, (ToTensor,CVResize))]
+    if others: return list(_generators)
+    may_draw = any(o.crop<1 or o.flip for o in tfms if isinstance(o, CVResize))
+    return ['python'] if may_draw else []
 
 # %% ../../nbs/18_data.loaders.ipynb #53e842c9
 _no_image = (ValueError, OSError, cv2.error)
 
 class ReadRow(Transform):
-    "Read the image of a row; anything that is not a row (a path, an array) is read as it is, so that `learn.predict(path)` works"
+    "Read the image of a row. What is no row (a path, an array) is read as it is, so that `learn.predict(path)` works"
     input_types = (TableRow, pd.Series, str, Path, np.ndarray, Tensor, Image.Image)
     def __init__(self,
         root:str|Path, # Folder that the names are relative to
         reads:list, # Functions that make an image of a file, one after the other
-        on_error:str='raise' # An image that can't be read: 'raise', or in training 'replace', which takes another of its class
+        on_error:str='raise' # When an image can't be read: 'raise', or in training 'replace' it by one of its class
     ):
         super().__init__()
         if on_error not in ('raise','replace'): raise ValueError(f"on_error is 'raise' or 'replace', got {on_error!r}")
@@ -154,8 +155,9 @@ class TableDL(TfmdDL):
         rows = [] if bad is None else np.flatnonzero(bad.numpy()==1)
         if not len(rows): return
         row = self.dataset.items[int(rows[0])]
-        message = (f"{len(rows)} of {len(self.dataset)} training images could not be read in this epoch, and others of their "
-                   f"class stood in: {row.filename} ({row.where}){and_more(len(rows))}; dls.train.skipped() lists them")
+        message = (f"{len(rows)} of {len(self.dataset)} training images could not be read in this epoch, and others of "
+                   f"their class stood in: {row.filename} ({row.where}){and_more(len(rows))}; "
+                   "dls.train.skipped() lists them")
         # with a registry of its own, or Python would tell only once
         warnings.warn_explicit(message, UserWarning, __name__, 1, registry={})
 
@@ -176,7 +178,7 @@ def image_block(
     size:int|tuple=224, # Side of the images in pixels, or (height, width)
     crop:float=1., # Smallest share of the height and width that a random training window keeps, in (0, 1]; 1 is off
     flip:bool=False, # Mirror every other training image, left to right? Changes laterality
-    on_error:str='raise', # An image that can't be read: 'raise', or in training 'replace', which takes another of its class
+    on_error:str='raise', # When an image can't be read: 'raise', or in training 'replace' it by one of its class
     balanced:bool=False, # Draw all classes equally often in training?
     stats:tuple=inception_stats, # Means and standard deviations of the channels, on [0, 1]
     window:tuple|None=None, # (centre, width) of the values to show, for 16 bit and DICOM
@@ -198,7 +200,7 @@ def _sample_training(df, n, seed):
     return pd.concat([sample_per_class(df[is_train], n, seed), df[~is_train]], ignore_index=True)
 
 def image_dls(
-    train:str|Path|list|pd.DataFrame, # List of the training images, or a table with the column `split` instead of all lists
+    train:str|Path|list|pd.DataFrame, # List of the training images; or a table with the column `split`, for all lists
     valid:str|Path|list|None=None, # List of the validation images
     test:str|Path|list|None=None, # List of the test images
     root:str|Path|None=None, # Folder of the images; default: the training list's
@@ -216,7 +218,7 @@ def image_dls(
     size:int|tuple=224, # Side of the images in pixels, or (height, width)
     crop:float=1., # Smallest share of the height and width that a random training window keeps, in (0, 1]; 1 is off
     flip:bool=False, # Mirror every other training image, left to right? Changes laterality
-    on_error:str='raise', # An image that can't be read: 'raise', or in training 'replace', which takes another of its class
+    on_error:str='raise', # When an image can't be read: 'raise', or in training 'replace' it by one of its class
     balanced:bool=False, # Draw all classes equally often in training?
     stats:tuple=inception_stats, # Means and standard deviations of the channels, on [0, 1]
     window:tuple|None=None, # (centre, width) of the values to show, for 16 bit and DICOM
@@ -228,7 +230,9 @@ def image_dls(
     all_train = df[df['split']=='train'][['label']]
     if n_per_class is not None: df = _sample_training(df, n_per_class, seed)
     n = int((df['split']=='train').sum())
-    if n<bs: raise ValueError(f"{n} training images are fewer than a batch of {bs}: nothing would be trained; give a smaller bs")
+    if n<bs:
+        raise ValueError(f"{n} training images are fewer than a batch of {bs}: nothing would be trained. "
+                         "Give a smaller bs")
     block = image_block(df, base, size, crop, flip, on_error, balanced, stats, window, min_side)
     dls = block.dataloaders(df, bs=bs, num_workers=num_workers, device=device)
     dls.counts = sample_counts(all_train, df[df['split']=='train'])

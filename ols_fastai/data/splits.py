@@ -41,8 +41,8 @@ def _check_known(df):
     if not is_new.any(): return
     i,labels = int(is_new.argmax()),df['label'][is_new]
     raise ValueError(f"{row_place(df, i)}: label {labels.iloc[0]!r} of {df['split'].iloc[i]} is not among the "
-                     f"{len(known)} of train (such rows: {len(labels)}, such labels: {labels.nunique()}): is it misspelt? "
-                     "If not, put images of it into train, or take its rows out")
+                     f"{len(known)} of train (such rows: {len(labels)}, such labels: {labels.nunique()}): "
+                     "is it misspelt? If not, put images of it into train, or take its rows out")
 
 def _warn_of_spellings(df):
     "Say which classes look like one"
@@ -68,8 +68,8 @@ def warn_of_lacking(
             warnings.warn(f"{split} has no image of {len(lacks)} of {len(classes)} classes: {_names(lacks)}; "
                           "its figures are silent about them")
 
-# %% ../../nbs/12_data.splits.ipynb #6ffc1327
-Overlap = namedtuple('Overlap', 'value splits n')   # the first that is in several splits, in which, and how many there are
+# %% ../../nbs/12_data.splits.ipynb #7b01b875
+Overlap = namedtuple('Overlap', 'value splits n')   # the first in several splits, in which, and how many there are
 
 def find_overlap(
     df:pd.DataFrame, # From `clean_table`, with the column `split`
@@ -90,8 +90,8 @@ def _check_files(df):
     "Raise for a file in two splits"
     found = find_overlap(df, name_keys(df['filename'].tolist()))
     if not found: return
-    raise ValueError(f"{found.value} is in {found.splits}{and_more(found.n)}: a network must not be judged on images that it "
-                     "was trained or calibrated on. To allow it, pass allow_overlap='file'")
+    raise ValueError(f"{found.value} is in {found.splits}{and_more(found.n)}: a network must not be judged on images "
+                     "that it was trained or calibrated on. To allow it, pass allow_overlap='file'")
 
 def _check_patients(df, patient):
     "Raise for a patient in two splits"
@@ -137,16 +137,18 @@ def _warn_of_patients(df):
 # %% ../../nbs/12_data.splits.ipynb #be191baa
 def check_splits(
     df:pd.DataFrame, # With the columns `filename`, `label` and `split`
-    patient:str|None='patient', # Column of patients, or of whatever else must stay together; the default need not be there
+    patient:str|None='patient', # Column of patients, or whatever else must stay together; the default need not be there
     allow_overlap:str|tuple=() # 'file' and 'patient': what may be in two splits after all
 )->pd.DataFrame: # `df` in one spelling, see `clean_table`
     """Check a table that training, validation and test are taken from.
 
-    Raises `ValueError` for what `clean_table` refuses, for an image or a patient in two splits, and for a label that training lacks. Warns of classes
-    and patients that may be one, of classes that validation or test have no image of, and of other columns that look like patients"""
+    Raises `ValueError` for what `clean_table` refuses, for an image or a patient in two splits, and for a label that
+    training lacks. Warns of classes and patients that may be one, of classes that validation or test have no image of,
+    and of other columns that look like patients"""
     df = clean_table(df, patient)
     if patient not in (None,'patient') and patient not in df:
-        raise ValueError(f"there is no column {patient!r} of patients: the columns are {', '.join(map(repr, df.columns))}")
+        columns = ', '.join(map(repr, df.columns))
+        raise ValueError(f"there is no column {patient!r} of patients: the columns are {columns}")
     split_codes(df)
     _check_known(df)
     _warn_of_spellings(df)
@@ -187,7 +189,7 @@ class _Groups:
         return have
 
 def _deal(groups, kept, shares, rng):
-    "The split of each group, -1 for one that is left. Those kept go to training, those alike by the shares, rounded down"
+    "The split of each group, -1 for one that is left. Those alike go by the shares, those kept to training"
     split = np.full(len(groups), -1)
     split[list(kept)] = 0
     for alike in groups.alike():
@@ -215,7 +217,7 @@ def _place(groups, split, shares, rng):
     return split
 
 def _draw_splits(groups, shares, seed):
-    "The split of each group. Where training would lack a label it is drawn again, with a group of that label kept there"
+    "The split of each group. Where training would lack a label, a group with it is kept there and all is drawn again"
     kept = set()
     while True:
         rng = np.random.default_rng(seed)
@@ -237,7 +239,8 @@ def _group_ids(df, group):
         raise ValueError(f"{row_place(df, empty[0])}: {df['filename'].iloc[empty[0]]} has no {group}: "
                          f"fill it in, or give each such image a {group} of its own")
     if ids.nunique()<2:
-        raise ValueError(f"all {len(df)} images have one {group}: there is nothing to split; is {group!r} the right column?")
+        raise ValueError(f"all {len(df)} images have one {group}: there is nothing to split. "
+                         f"Is {group!r} the right column?")
     return ids
 
 def _warn_of_shares(codes, shares, group):
@@ -250,7 +253,7 @@ def _warn_of_shares(codes, shares, group):
 
 def split_by_group(
     df:pd.DataFrame, # With the columns `filename`, `label` and `group`
-    group:str='patient', # Column of what must stay together; 'filename' where nothing is known of that, and each image is drawn by itself
+    group:str='patient', # Column of what must stay together; 'filename' draws each image by itself
     valid:float=.1, # Share of the images for validation
     test:float=.1, # And for test; 0 for none
     seed:int=42 # Of the draw

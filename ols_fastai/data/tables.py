@@ -54,7 +54,7 @@ def name_keys(
     "`name_key` of each"
     names = [o.strip() for o in names]
     joined = '\n'.join(names)
-    if joined.isascii() and '\\' not in joined: return names   # all are keys already, which is quicker to see in one piece
+    if joined.isascii() and '\\' not in joined: return names   # keys already, which is quicker to see in one piece
     return [name_key(o) for o in names]
 
 # %% ../../nbs/11_data.tables.ipynb #ad3884ac
@@ -72,7 +72,8 @@ def _as_text(df, i, name):
     "A name that may be a path object. Raises `ValueError` for what is no name"
     if isinstance(name, (str,os.PathLike)): return os.fspath(name)
     if pd.api.types.is_scalar(name) and pd.isna(name): return ''
-    raise ValueError(f"{row_place(df, i)}: the file name {name!r} is of type {type(name).__name__}: give text or a path")
+    kind = type(name).__name__
+    raise ValueError(f"{row_place(df, i)}: the file name {name!r} is of type {kind}: give text or a path")
 
 def _check_name(df, i, name):
     "Raise for a name that can't be one of a file"
@@ -81,7 +82,8 @@ def _check_name(df, i, name):
     if any(c in name for c in '\n\r\0'):
         raise ValueError(f"{where}: a line break or a zero byte inside {name!r}: is a quotation mark missing?")
     if clean_name(name) is None:
-        raise ValueError(f"{where}: {name} leads out of the folder of the images: give names inside it, or a root further up")
+        raise ValueError(f"{where}: {name} leads out of the folder of the images: "
+                         "give names inside it, or a root further up")
 
 def _clean_names(df):
     "The column of file names, each in one spelling"
