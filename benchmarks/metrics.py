@@ -16,6 +16,8 @@ os.environ['OMP_NUM_THREADS'] = '1'  # before torch
 import numpy as np, torch
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.calibration.curves import *
+from ols_fastai.calibration.classes import *
 
 here,K = Path(__file__).parent,165
 BINNED = [ece, adaptive_ece, mce, rms_ce, debiased_ce]

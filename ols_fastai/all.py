@@ -26,6 +26,8 @@ from .train.geols import *
 from .train.models import *
 from .calibration.metrics import *
 from .calibration.resampling import *
+from .calibration.curves import *
+from .calibration.classes import *
 from .calibration.scaling import *
 from .calibration.conformal import *
 from .calibration.plots import *

@@ -302,7 +302,7 @@ def net_benefit(
 )->pd.DataFrame: # One row per threshold: `threshold`, `net benefit`, its `low` and `high`, `treat all`, `treat none`
     "Decision curve of one class: net benefit per image of acting on those whose probability is at least the threshold"
     if k is None and not is_multi_label(preds, targs): raise ValueError("say which class: k=0, or another")
-    p,y = outcome(preds, targs, k)
+    p,y = one_outcome(preds, targs, k)
     codes = group_codes(groups, len(p))
     thresholds = np.arange(1, 100)/100 if thresholds is None else np.atleast_1d(thresholds).astype(float)
     if ((thresholds<=0) | (thresholds>=1)).any():

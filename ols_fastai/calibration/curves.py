@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['risk_coverage', 'aurc', 'e_aurc', 'confidence_auroc', 'over_confidence', 'under_confidence', 'check_findings',
-           'is_multi_label', 'outcome', 'corp', 'corp_decomposition', 'smooth_ece', 'calibration_test']
+           'is_multi_label', 'one_outcome', 'corp', 'corp_decomposition', 'smooth_ece', 'calibration_test']
 
 # %% ../../nbs/32_calibration.curves.ipynb #191ded86
 import numpy as np, pandas as pd, torch
@@ -126,7 +126,7 @@ def _finding(preds, targs, k):
         raise ValueError("multi-label predictions have no top-1 prediction: say which finding, k=0 or another")
     return preds[:,k or 0],targs[:,k or 0]
 
-def outcome(
+def one_outcome(
     preds, # (N,K) probabilities, or `SampleStats`
     targs=None, # (N,) true classes, or (N,K) of 0 and 1
     k:int|None=None # Class; None: the top-1 prediction
@@ -160,7 +160,7 @@ def corp(
 )->pd.DataFrame: # One row per distinct probability, ascending: `probability`, `count`, `frequency`, `low`, `high`
     """The CORP reliability curve (Dimitriadis, Gneiting & Jordan 2021): frequency of the outcome by isotonic regression
     on its probability, and the consistency region in which the curve of a calibrated network lies"""
-    p,y = outcome(preds, targs, k)
+    p,y = one_outcome(preds, targs, k)
     grid,at,count = np.unique(p, return_inverse=True, return_counts=True)
     r = pd.DataFrame(dict(probability=grid, count=count, frequency=_isotonic(at, y, len(grid))))
     if not n: return r
@@ -183,7 +183,7 @@ def corp_decomposition(
     k:int|None=None # Class; None: that the top-1 prediction is right
 )->dict: # Of `Brier` (of one outcome, 0..1) and of `log score`: itself, and its `MCB`, `DSC` and `UNC`
     "Mean score = MCB - DSC + UNC: miscalibration, discrimination, uncertainty (Dimitriadis, Gneiting & Jordan 2021)"
-    p,y = outcome(preds, targs, k)
+    p,y = one_outcome(preds, targs, k)
     grid,at = np.unique(p, return_inverse=True)
     curve,out = _isotonic(at, y, len(grid))[at],{}
     for name,score in (('Brier', _square_score), ('log score', _log_score)):
@@ -221,7 +221,7 @@ def _class_deviations(s, chunk=4096):
 
 def _deviations(preds, targs, k):
     "Test -> what it sums, and its variance under calibration"
-    p,y = outcome(preds, targs, k)
+    p,y = one_outcome(preds, targs, k)
     variance,weight = p*(1-p),1-2*p
     tests = {'mean probability': (p-y, variance), 'Spiegelhalter': ((y-p)*weight, weight**2*variance)}
     if k is not None or is_multi_label(preds, targs): return tests

@@ -23,6 +23,8 @@ from sklearn.metrics import silhouette_samples
 from ..core import *
 from .metrics import *
 from .resampling import *
+from .curves import *
+from .classes import *
 from .scaling import *
 from .plots import *
 from .plots import _draw_reliability, _draw_risk, _groups, _per_cent, _short

@@ -25,6 +25,7 @@ from ..core import *
 from ..train.ols import *
 from .metrics import *
 from .resampling import *
+from .curves import *
 
 # %% ../../nbs/36_calibration.plots.ipynb #480165df
 class RecordSoftLabels(Callback):

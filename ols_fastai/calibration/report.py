@@ -16,6 +16,7 @@ from fastai.basics import *
 from ..core import *
 from .metrics import *
 from .resampling import *
+from .curves import *
 from .scaling import *
 from .conformal import *
 from .plots import *
