@@ -179,7 +179,7 @@ def _is_ordinary(page):
     return (page.index==0 and page.photometric in (PHOTOMETRIC.MINISBLACK,PHOTOMETRIC.RGB) and not page.extrasamples
             and page.planarconfig==PLANARCONFIG.CONTIG and page.bitspersample in (8,10,12,14,16))
 
-# %% ../nbs/03_images.ipynb #5ad8e3f0
+# %% ../../nbs/10_data.images.ipynb #5ad8e3f0
 def _upright(a, orientation):
     "Turn and mirror by EXIF's number, 1 to 8"
     if orientation in (5,6,7,8): a = a.swapaxes(0, 1)
@@ -308,7 +308,7 @@ def _check_compressed(ds, name):
                           "or decompress it")
     return frame
 
-# %% ../nbs/03_images.ipynb #e1b40c6d
+# %% ../../nbs/10_data.images.ipynb #e1b40c6d
 def _dicom_pixels(ds):
     "The values as they are stored, colours as RGB"
     _check_size(ds.Rows, ds.Columns)
@@ -385,7 +385,7 @@ def _to_grey(a, padding, ds, window=None):
     shown = a if padding.all() else a[~padding]
     return _stretch(a, shown.min(), shown.max())
 
-# %% ../nbs/03_images.ipynb #83c9d7fb
+# %% ../../nbs/10_data.images.ipynb #83c9d7fb
 _as_rgb = ('RGB','YBR_FULL','YBR_FULL_422','YBR_ICT','YBR_RCT')  # of which pydicom has made RGB
 
 def _read_dicom(data, window=None):
@@ -530,7 +530,7 @@ def _resize(a, h, w):
     if less!=(h,w): a = cv2.resize(a, (w,h), interpolation=cv2.INTER_LINEAR)
     return a
 
-# %% ../nbs/03_images.ipynb #b9e0f526
+# %% ../../nbs/10_data.images.ipynb #b9e0f526
 class CVResize(RandTransform):
     "Resize a `CVImage` to `size`; in training, to a random window of it, or mirrored, if asked for"
     split_idx,order = None,1
