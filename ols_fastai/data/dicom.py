@@ -10,7 +10,8 @@ import numpy as np
 from collections.abc import Sequence
 from io import BytesIO
 from fastai.vision.all import *
-from .formats import _Unreadable, _baseline, _check_pages, _check_size, _cut_off, _ends, _extended, _full_range, _jpeg_end, _jpeg_head, _jpeg_scan, _stretch
+from .formats import _Unreadable, _check_pages, _check_size, _cut_off, _ends, _full_range, _stretch
+from .formats import _baseline, _extended, _jpeg_end, _jpeg_head, _jpeg_scan
 
 # %% ../../nbs/10_data.dicom.ipynb #b16f3c0e
 _frame_groups = ('PerFrameFunctionalGroupsSequence','SharedFunctionalGroupsSequence')

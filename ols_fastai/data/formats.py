@@ -6,9 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/10_data.formats.ipynb #26f25fd2
-import cv2, logging, re, struct, tifffile, zlib, numpy as np
+import cv2, logging, struct, tifffile, zlib, numpy as np
 from collections import namedtuple
-from collections.abc import Sequence
 from io import BytesIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tifffile import PHOTOMETRIC, PLANARCONFIG, SAMPLEFORMAT

@@ -7,11 +7,11 @@ __all__ = ['inception_stats', 'read_image', 'CVImage', 'TensorCVImage', 'CVResiz
 
 # %% ../../nbs/10_data.images.ipynb #2114672a
 import cv2, timm, torch, numpy as np
-from io import BytesIO
-from PIL import Image, ImageOps
+from PIL import Image
 from fastai.vision.all import *
 from .dicom import _read_dicom
-from .formats import _Unreadable, _check_frames, _check_jpeg, _check_png, _cut_off, _decode_pil, _decode_tiff, _ends, _from_pil, _opencv, _stretch
+from .formats import _Unreadable, _check_frames, _check_jpeg, _check_png, _cut_off, _ends, _stretch
+from .formats import _decode_pil, _decode_tiff, _from_pil, _opencv
 
 # %% ../../nbs/10_data.images.ipynb #c3b8f6a5
 _tiff_signatures = (b'II*\0',b'MM\0*',b'II+\0',b'MM\0+')
