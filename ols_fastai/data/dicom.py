@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/10_data.dicom.ipynb #33195f19
-import numpy as np
+import struct, numpy as np
 from collections.abc import Sequence
 from io import BytesIO
 from fastai.vision.all import *

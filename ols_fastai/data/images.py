@@ -6,7 +6,7 @@
 __all__ = ['inception_stats', 'read_image', 'CVImage', 'TensorCVImage', 'CVResize', 'CVRead', 'CVImageBlock', 'pretrained_stats']
 
 # %% ../../nbs/10_data.images.ipynb #2114672a
-import cv2, timm, torch, numpy as np
+import cv2, re, struct, tifffile, timm, torch, numpy as np
 from PIL import Image
 from fastai.vision.all import *
 from .dicom import _read_dicom
