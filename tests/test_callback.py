@@ -2,7 +2,7 @@
 import warnings
 import numpy as np, pytest, torch
 from torch.utils.data import TensorDataset
-from fastai.basics import CancelFitException, Callback, DataLoader, F, L, Learner, Path, nn, no_random
+from fastai.basics import CancelEpochException, CancelFitException, Callback, DataLoader, F, L, Learner, Path, nn, no_random
 from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixUp, ProgressCallback, ReduceLROnPlateau,
                                  SaveModelCallback, ShowGraphCallback, TerminateOnNaNCallback)
 from fastai.callback.fp16 import MixedPrecision
@@ -15,10 +15,10 @@ from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat, LabelSm
 from fastai.metrics import accuracy
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.losses import MaxSup, MbLS, SoftmaxLoss
-from ols_fastai.train.methods import CPLSCallback, TfKDSelf, parse_method
+from ols_fastai.train.methods import CPLSCallback, FixedTargets, TfKDSelf, parse_method
 from ols_fastai.train.ols import OLSCallback
 from ols_fastai.train.soft_labels import SoftLabels
-from ols_fastai.train.targets import FixedTargets, SoftTargetCallback
+from ols_fastai.train.targets import SoftTargetCallback
 
 def same(a, b, atol=1e-6): torch.testing.assert_close(a, b, atol=atol, rtol=0)
 def identity(**kwargs): return OLSCallback(alpha=0., init='hard', fallback='previous', min_count=10**9, **kwargs)  # S stays one-hot
@@ -263,6 +263,27 @@ def test_short_epochs_learn_from_all_their_batches():
     correct = Watch(lambda o: int((o.pred.argmax(1)==o.y).sum()), 'before_backward')
     learn.fit(1, cbs=[cb, ShortEpochCallback(.4), correct])
     assert len(correct.seen)==4 and cb.history[0]['n_correct']==sum(correct.seen)
+
+def test_an_epoch_that_is_cut_short_learns_from_all_its_batches():
+    class Cut(Callback):
+        order,run_valid = -1,False
+        def after_batch(self):
+            if self.iter==2: raise CancelEpochException
+    cb,correct = OLSCallback(),Watch(lambda o: int((o.pred.argmax(1)==o.y).sum()), 'before_backward')
+    toy_learner().fit(1, cbs=[cb,Cut(),correct])
+    assert len(correct.seen)==3 and cb.history[0]['n_correct']==sum(correct.seen)
+
+def test_training_and_validation_are_observed_apart_and_once():
+    class Counts(SoftTargetCallback):
+        def make_rows(self, K): self.train,self.valid = [],[]; return torch.eye(K)
+        def observe(self, logits, targs, keep): self.train.append(int(keep.sum()))
+        def observe_valid(self, logits, targs, keep): self.valid.append(int(keep.sum()))
+    cb = Counts()
+    toy_learner().fit(2, cbs=cb)
+    assert cb.train==[40]*12 and cb.valid==[40,20]*2
+    cb = Counts()
+    toy_learner().fit(1, cbs=[cb, ShortEpochCallback(.4)])   # cuts in `after_batch`, before the last batch is observed there
+    assert cb.train==[40]*4 and cb.valid==[40,20]
 
 def test_a_batch_cancelled_before_its_forward_pass_teaches_nothing():
     class Skip(Callback):

@@ -55,7 +55,7 @@ def geodesic_rows(
     G = np.where(there, np.exp(-d/scale), 0)
     return G/G.sum(0)
 
-# %% ../../nbs/25_train.geols.ipynb #d52e5484
+# %% ../../nbs/25_train.geols.ipynb #7b5c801c
 class GeoLSCallback(SoftTargetCallback):
     """Geodesic label smoothing for segmentation (GeoLS, Vasudeva et al. 2024).
 
@@ -71,7 +71,8 @@ class GeoLSCallback(SoftTargetCallback):
 
     def before_train(self):
         super().before_train()
-        if self.mixer is not None: raise ValueError("GeoLS needs images and masks as they are: train without MixUp and CutMix")
+        if self.mixer is not None:
+            raise ValueError("GeoLS needs images and masks as they are: train without MixUp and CutMix")
 
     def make_rows(self,
         K:int # Classes
@@ -86,7 +87,7 @@ class GeoLSCallback(SoftTargetCallback):
         self.labels.rows(targs)
         masks,images = (o[0].as_subclass(Tensor).cpu().numpy() for o in (self.learn.yb,self.learn.xb))
         if masks.ndim!=3 or images.shape[-2:]!=masks.shape[-2:]:
-            raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images {images.shape}. "
-                            "It is for segmentation: for one label an image use OLSCallback")
+            raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images "
+                            f"{images.shape}. It is for segmentation: for one label an image use OLSCallback")
         G = np.stack([geodesic_rows(m, x, self.K, self.edge_weight) for m,x in zip(masks, images)])
         return torch.as_tensor(G, dtype=torch.float, device=targs.device).movedim(1, -1).flatten(0, -2)

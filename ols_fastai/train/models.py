@@ -5,40 +5,47 @@
 # %% auto #0
 __all__ = ['paper_names', 'small_nets', 'small_cnn', 'model_name', 'create_model', 'load_radimagenet']
 
-# %% ../../nbs/26_train.models.ipynb #ae3e4dd4
-import pickle, timm, torch, pandas as pd
+# %% ../../nbs/26_train.models.ipynb #3039f47f
+import pickle, timm
 from difflib import get_close_matches
-from fastai.vision.all import *
+from fastai.basics import *
+from fastai.layers import ConvLayer, Flatten
 from safetensors.torch import load_file
 
 # %% ../../nbs/26_train.models.ipynb #66b19ed2
 paper_names = {'ResNet-50':'resnet50', 'MobileNetV2':'mobilenetv2_100', 'VGG-19':'vgg19'}
 
-# %% ../../nbs/26_train.models.ipynb #fd0da0ed
+# %% ../../nbs/26_train.models.ipynb #e642cf2a
 def small_cnn(
     n_out:int, # K
     width:int=32 # Channels of the first stage; the others have 2 and 4 times as many
 )->nn.Module:
-    "Three stages of two convolutions each, for images of 32 to 64 pixels: about 0.3 million parameters, minutes on a CPU"
-    ws = [width, 2*width, 4*width]
-    body = [l for ni,nf in zip([3]+ws, ws) for l in (ConvLayer(ni, nf, stride=2), ConvLayer(nf, nf))]
-    return nn.Sequential(*body, *_head(ws[-1], n_out))
+    "Three stages of two convolutions each, for images of 32 to 64 pixels: about 0.3 million parameters"
+    layers,n_in = [],3
+    for n in (width, 2*width, 4*width):
+        layers += [ConvLayer(n_in, n, stride=2), ConvLayer(n, n)]
+        n_in = n
+    return nn.Sequential(*layers, *_head(n_in, n_out))
 
 def _head(nf, n_out): return nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(nf, n_out)
 
+# %% ../../nbs/26_train.models.ipynb #946a9dba
 def _small_resnet(n_out):
     resnet = timm.models.resnet
-    return resnet.ResNet(resnet.Bottleneck, (1,1,1,1), num_classes=n_out, channels=(16,32,64,128), stem_width=32, output_stride=16)
+    sizes = dict(channels=(16,32,64,128), stem_width=32, output_stride=16)
+    return resnet.ResNet(resnet.Bottleneck, (1,1,1,1), num_classes=n_out, **sizes)
 
-def _small_mobilenet(n_out): return timm.create_model('mobilenetv2_035', depth_multiplier=.3, num_classes=n_out, output_stride=16)
+def _small_mobilenet(n_out):
+    return timm.create_model('mobilenetv2_035', depth_multiplier=.3, num_classes=n_out, output_stride=16)
 
 def _small_vgg(n_out):
-    # timm's VGG has a head of 25 million weights, made for 224 pixels
-    return nn.Sequential(timm.models.vgg.VGG([16,16,'M',32,32,'M',64,64,'M',128,128], norm_layer=nn.BatchNorm2d).features, *_head(128, n_out))
+    body = timm.models.vgg.VGG([16,16,'M',32,32,'M',64,64,'M',128,128], norm_layer=nn.BatchNorm2d).features
+    return nn.Sequential(body, *_head(128, n_out))  # timm's own head has 25 million weights, made for 224 pixels
 
-small_nets = dict(small_cnn=small_cnn, small_resnet=_small_resnet, small_mobilenet=_small_mobilenet, small_vgg=_small_vgg)
+small_nets = dict(small_cnn=small_cnn, small_resnet=_small_resnet,
+                  small_mobilenet=_small_mobilenet, small_vgg=_small_vgg)
 
-# %% ../../nbs/26_train.models.ipynb #dd276f16
+# %% ../../nbs/26_train.models.ipynb #9f936873
 def model_name(
     arch:str # A name of `small_nets`, of the paper's (`paper_names`) or any of timm's
 )->str: # A name of `small_nets` or of timm's
@@ -46,48 +53,74 @@ def model_name(
     name = paper_names.get(arch, arch)
     if name in small_nets or timm.is_model(name): return name
     near = get_close_matches(name, [*paper_names, *small_nets, *timm.list_models()], 4)
-    raise ValueError(f"unknown network {arch!r}" + (f": did you mean {', '.join(near)}?" if near else "; timm.list_models() lists them"))
+    hint = f": did you mean {', '.join(near)}?" if near else "; timm.list_models() lists them"
+    raise ValueError(f"unknown network {arch!r}{hint}")
 
 def create_model(
-    arch:str, # See `model_name`
+    arch:str, # A name of `small_nets`, of the paper's (`paper_names`) or any of timm's
     n_out:int, # K
     pretrained:bool=False # Let timm download pretrained weights?
 )->nn.Module:
-    "A network with `n_out` outputs"
+    "A network with `n_out` outputs. Raises `ValueError` for an unknown name, or one without pretrained weights"
     name = model_name(arch)
     if name not in small_nets: return timm.create_model(name, pretrained=pretrained, num_classes=n_out)
-    if pretrained: raise ValueError(f"{name} has no pretrained weights: leave pretrained out, or take a network of timm's")
+    if pretrained:
+        raise ValueError(f"{name} has no pretrained weights: leave pretrained out, or take a network of timm's")
     return small_nets[name](n_out)
 
-# %% ../../nbs/26_train.models.ipynb #3b9f6c02
+# %% ../../nbs/26_train.models.ipynb #614393f6
 _radimagenet_keys = {'0':'conv1', '1':'bn1', '4':'layer1', '5':'layer2', '6':'layer3', '7':'layer4'}
 
 def _read_weights(fn):
+    "A state dict of a file, in which no code is run"
     fn = Path(fn)
-    if not fn.is_file(): raise FileNotFoundError(f"no weights {fn}: is the path right? RadImageNet's are given on request at https://www.radimagenet.com")
+    if not fn.is_file():
+        raise FileNotFoundError(f"no weights {fn}: is the path right? RadImageNet's are given on request at "
+                                "https://www.radimagenet.com")
     if fn.suffix=='.safetensors': return load_file(fn)
     try: state = torch.load(fn, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as e: raise ValueError(f"{fn} is no file of weights alone, which is all that is read: save the network's state_dict()") from e
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
+        raise ValueError(f"{fn} is no file of weights alone, which is all that is read: save the network's "
+                         "state_dict()") from e
     return state.get('state_dict', state) if isinstance(state, dict) else state
 
+def _timm_key(key):
+    "The name in timm's resnet50 of weights in RadImageNet's file, or None"
+    prefix,_,rest = key.removeprefix('module.').partition('backbone.')
+    stage,_,rest = rest.partition('.')
+    return None if prefix else f'{_radimagenet_keys.get(stage)}.{rest}'
+
+def _check_complete(missing, found):
+    "The released file lacks the head alone"
+    body = [o for o in missing if o.split('.')[0] in _radimagenet_keys.values()]
+    lost = [o for o in body if not o.endswith('num_batches_tracked')]
+    if lost or not found:
+        raise ValueError(f"the weights lack {len(lost)} of the network's keys, the first is {first(lost)}: they are "
+                         "not of a ResNet-50 as RadImageNet released it")
+
+# %% ../../nbs/26_train.models.ipynb #cce33af8
 def load_radimagenet(
     model:nn.Module, # timm's resnet50, from `create_model('ResNet-50', K)`
     weights:str|Path|dict # The released file (.pt or .safetensors), or its state dict
-)->pd.DataFrame: # A row a key without a place: `key`, `of` ('file' or 'network'), `why`
-    "Load RadImageNet's ResNet-50 into `model`. Raises `ValueError` naming a key that is missing or of another shape; the model is then as it was"
+)->pd.DataFrame: # One row per key without a place: `key`, `of` ('file' or 'network'), `why`
+    """Load RadImageNet's ResNet-50 into `model`.
+
+    Raises `FileNotFoundError`, or `ValueError` naming a key that is missing or of another shape;
+    the model is then as it was"""
     state = weights if isinstance(weights, dict) else _read_weights(weights)
-    if not isinstance(state, dict) or not all(isinstance(o, Tensor) for o in state.values()): raise ValueError("the weights are no state dict of names and tensors: save the network's state_dict()")
-    mine,found,rows = model.state_dict(),{},[]
+    if not isinstance(state, dict) or not all(isinstance(o, Tensor) for o in state.values()):
+        raise ValueError("the weights are no state dict of names and tensors: save the network's state_dict()")
+    mine,found,unused = model.state_dict(),{},[]
     for key,t in state.items():
-        prefix,_,rest = key.removeprefix('module.').partition('backbone.')
-        stage,_,rest = rest.partition('.')
-        to = None if prefix else f'{_radimagenet_keys.get(stage)}.{rest}'
-        if to not in mine: rows.append((key, 'file', 'the network has no such weights'))
-        elif mine[to].shape!=t.shape: raise ValueError(f"{key} has the shape {tuple(t.shape)}, but {to} of the network {tuple(mine[to].shape)}: is it a resnet50?")
-        else: found[to] = t
-    left = [o for o in mine if o not in found]
-    lost = [o for o in left if o.split('.')[0] in _radimagenet_keys.values() and not o.endswith('num_batches_tracked')]
-    if lost or not found: raise ValueError(f"the weights lack {len(lost)} of the network's keys, the first is {first(lost)}: they are not of a ResNet-50 as RadImageNet released it")
+        to = _timm_key(key)
+        if to not in mine: unused.append(key)
+        elif mine[to].shape==t.shape: found[to] = t
+        else:
+            raise ValueError(f"{key} has the shape {tuple(t.shape)}, but {to} of the network "
+                             f"{tuple(mine[to].shape)}: is it a resnet50?")
+    missing = [o for o in mine if o not in found]
+    _check_complete(missing, found)
     model.load_state_dict({**mine, **found})
-    rows += [(o, 'network', 'not in the file: left as it was') for o in left]
+    rows = [(o, 'file', 'the network has no such weights') for o in unused]
+    rows += [(o, 'network', 'not in the file: left as it was') for o in missing]
     return pd.DataFrame(rows, columns=['key','of','why'])

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn, Tensor
 from fastcore.basics import patch
 
-# %% ../../nbs/20_train.soft_labels.ipynb #ab91af59
+# %% ../../nbs/20_train.soft_labels.ipynb #b3c5d37e
 def soft_cross_entropy(
     logits:Tensor, # (N,K) raw scores; computed on in fp32 (or fp64)
     rows:Tensor, # (N,K) target distribution of each sample
@@ -21,7 +21,8 @@ def soft_cross_entropy(
 )->Tensor: # scalar, or (N,) for 'none'
     """Cross-entropy against soft targets, $-\\sum_k q_k \\log\\mathrm{softmax}(z)_k$ (Zhang et al. 2021, Eq. 3).
 
-    A class masked by a logit of -inf costs nothing where its target is 0. Raises `ValueError` for an unknown reduction"""
+    A class masked by a logit of -inf costs nothing where its target is 0.
+    Raises `ValueError` for an unknown reduction"""
     if reduction not in ('mean','sum','none'):
         raise ValueError(f"unknown reduction {reduction!r}: choose 'mean', 'sum' or 'none'")
     if logits.dtype!=torch.float64: logits = logits.float()
@@ -32,11 +33,11 @@ def soft_cross_entropy(
     if reduction=='sum': return loss.sum()
     return loss.mean() if weight is None else loss.sum()/weight.sum()
 
-# %% ../../nbs/20_train.soft_labels.ipynb #3ddf506e
+# %% ../../nbs/20_train.soft_labels.ipynb #a386c550
 def target_rows(
     classes:Tensor, # (M,) classes to make rows for, integers in 0..K-1
     n_classes:int, # K
-    kind:str='uniform', # 'uniform' (1/K everywhere), 'hard' (one-hot) or 'ls' (`1-eps+eps/K` on the class, `eps/K` elsewhere)
+    kind:str='uniform', # 'uniform' (1/K), 'hard' (one-hot) or 'ls' (`1-eps+eps/K` on the class, `eps/K` elsewhere)
     eps:float=0.1 # Smoothing of 'ls'
 )->Tensor: # (M,K) rows that sum to 1
     "Target rows that need no learning. Raises `ValueError` for an unknown kind"
@@ -48,12 +49,12 @@ def target_rows(
     # in place: a one-hot matrix of integers would take twice the memory of `S`
     return rows.scatter_(1, classes[:,None], 1-e+e/n_classes)
 
-# %% ../../nbs/20_train.soft_labels.ipynb #2783af21
+# %% ../../nbs/20_train.soft_labels.ipynb #867096cb
 class TargetMatrix(nn.Module):
     "A target distribution for each class: row `y` of `S` is that of class `y`"
     def __init__(self,
         S:Tensor, # (K,K), row `y` for class `y`
-        top_k:int|None=None # Keep just the largest so many entries of a row, and spread the rest evenly: for very large K
+        top_k:int|None=None # Keep the largest so many entries of a row, and spread the rest evenly: for very large K
     ):
         super().__init__()
         self.n_classes,self.top_k = len(S),top_k
@@ -103,9 +104,9 @@ def rows(self:TargetMatrix,
         raise IndexError(f"labels {bad} are outside 0..{self.n_classes-1}: the network has {self.n_classes} outputs; "
                          "check the data's vocab, or set the loss's ignore_index") from e
 
-# %% ../../nbs/20_train.soft_labels.ipynb #6b40c698
+# %% ../../nbs/20_train.soft_labels.ipynb #d7fca264
 @patch
-def stats(self:TargetMatrix)->dict: # `diagonal`: mean of S[y,y]; `entropy`: mean entropy of the rows, in nats
+def softness(self:TargetMatrix)->dict: # `diagonal`: mean of S[y,y]; `entropy`: mean entropy of the rows, in nats
     "How soft the targets are"
     diagonal,entropy = 0.,0.
     for o in torch.arange(self.n_classes, device=self.device).split(2048):  # in parts, for very large K
@@ -157,14 +158,14 @@ class RowSums:
             self.lost += (self.sums-(both-rest)) + (part-rest)  # what rounding takes off `both` (Knuth's two-sum)
             self.sums = both
 
-# %% ../../nbs/20_train.soft_labels.ipynb #bec69514
+# %% ../../nbs/20_train.soft_labels.ipynb #12dc361f
 @patch
 def total(self:RowSums)->Tensor: # (n_rows,n_cols), fp64 or fp32
     "The sums"
     return self.sums+self.lost if self.pairs else self.sums
 
 @patch
-def reset(self:RowSums):
+def zero(self:RowSums):
     "Start again from 0"
     for o in (self.sums,self.lost,self.counts):
         if o is not None: o.zero_()
@@ -180,13 +181,13 @@ def to(self:RowSums,
     return new
 
 @patch
-def all_reduce(self:RowSums):
+def sum_processes(self:RowSums):
     "Sum over all processes, if there are several"
     if not (dist.is_available() and dist.is_initialized()): return
     for o in (self.sums,self.lost,self.counts):
         if o is not None: dist.all_reduce(o)
 
-# %% ../../nbs/20_train.soft_labels.ipynb #5ea6f9e1
+# %% ../../nbs/20_train.soft_labels.ipynb #6d14b17c
 class SoftLabels(TargetMatrix):
     """Soft labels learnt online: row `y` of `S` is the target distribution of class `y` (Zhang et al. 2021, Eqs. 4-5).
 
@@ -195,20 +196,23 @@ class SoftLabels(TargetMatrix):
     def __init__(self,
         n_classes:int, # K, at least 2
         init:str='uniform', # Rows of the first epoch: 'uniform', 'hard' or 'ls'
-        fallback:str='uniform', # Row of a class that learnt nothing in an epoch: 'uniform', 'hard', 'ls', or 'previous' to keep its row
+        fallback:str='uniform', # Row of a class that learnt nothing: 'uniform', 'hard', 'ls' or 'previous' (keep it)
         eps:float=0.1, # Smoothing of 'ls' rows, in [0, 1]
-        momentum:float=0., # Share of the old row that is kept at an update, in [0, 1); 0 is the paper's plain replacement
+        momentum:float=0., # Share of the old row that is kept at an update, in [0, 1); the paper keeps nothing
         min_count:int=1, # Samples that a class needs in an epoch to learn a row
         correct_only:bool=True, # Learn from correctly classified samples alone, as the paper does?
-        top_k:int|None=None # Keep just the largest so many entries of a row, and spread the rest evenly: for very large K
+        top_k:int|None=None # Keep the largest so many entries of a row, and spread the rest evenly: for very large K
     ):
-        if n_classes<2: raise ValueError(f"soft labels need at least 2 classes, got {n_classes}: for one yes-or-no output use a network of two")
+        if n_classes<2:
+            raise ValueError(f"soft labels need at least 2 classes, got {n_classes}: "
+                             "for one yes-or-no output use a network of two")
         if not 0<=momentum<1: raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if min_count<1: raise ValueError(f"min_count must be at least 1, got {min_count}")
         if not 0<=eps<=1: raise ValueError(f"eps must be in [0, 1], got {eps}")
         if top_k is not None and top_k<1: raise ValueError(f"top_k must be at least 1, got {top_k}")
         ys = torch.arange(n_classes)
-        if fallback!='previous': target_rows(ys[:1], n_classes, fallback, eps)  # an unknown kind shows now, not after the first epoch
+        # an unknown kind shows now, not after the first epoch
+        if fallback!='previous': target_rows(ys[:1], n_classes, fallback, eps)
         super().__init__(target_rows(ys, n_classes, init, eps), top_k)
         self.fallback,self.eps = fallback,eps
         self.momentum,self.min_count,self.correct_only = momentum,min_count,correct_only
@@ -238,7 +242,7 @@ class SoftLabels(TargetMatrix):
 
     def extra_repr(self): return f"n_classes={self.n_classes}, fallback={self.fallback!r}, momentum={self.momentum}"
 
-# %% ../../nbs/20_train.soft_labels.ipynb #1736bb78
+# %% ../../nbs/20_train.soft_labels.ipynb #3068d0e1
 @patch
 @torch.no_grad()
 def accumulate(self:SoftLabels,
@@ -248,14 +252,15 @@ def accumulate(self:SoftLabels,
 ):
     "Add the probabilities of the correctly classified samples to the rows of their classes"
     conf,guess = preds.max(-1)
-    finite = conf<float('inf')  # a NaN anywhere in a row is its maximum, and compares as false; `isfinite` takes five operations
+    # a NaN anywhere in a row is its maximum, and compares as false; `isfinite` takes five operations
+    finite = conf<float('inf')
     if keep is None: keep = torch.ones_like(finite)
     ok = keep & (guess==targs) if self.correct_only else keep
     rows = targs.where(ok, self.n_classes)
     rows = rows.where(finite | ~keep, self.n_classes+1)
     self.sums().add(rows, preds)
 
-# %% ../../nbs/20_train.soft_labels.ipynb #a6f093ae
+# %% ../../nbs/20_train.soft_labels.ipynb #8ef61a69
 @patch
 def _check_probabilities(self:SoftLabels):
     "Warn, once, if what was accumulated can't have been probabilities"
@@ -264,10 +269,10 @@ def _check_probabilities(self:SoftLabels):
     if self.warned or not wrong.any(): return
     self.warned = True
     y = int(wrong.nonzero()[0,0])
-    warnings.warn(f"`accumulate` needs probabilities and seems to have been given logits: rows of class {y} sum to {per_sample[y]:.3g} "
-                  "on average. Give it `logits.softmax(-1)`")
+    warnings.warn(f"`accumulate` needs probabilities and seems to have been given logits: "
+                  f"rows of class {y} sum to {per_sample[y]:.3g} on average. Give it `logits.softmax(-1)`")
 
-# %% ../../nbs/20_train.soft_labels.ipynb #4a5075d6
+# %% ../../nbs/20_train.soft_labels.ipynb #a3273789
 @patch
 @torch.no_grad()
 def update(self:SoftLabels):
@@ -287,18 +292,18 @@ def update(self:SoftLabels):
 @patch
 def reset(self:SoftLabels):
     "Forget what was accumulated since the last `update`; `S` stays"
-    if self.acc is not None: self.acc.reset()
+    if self.acc is not None: self.acc.zero()
 
 @patch
-def stats(self:SoftLabels)->dict: # `diagonal`: mean of S[y,y]; `entropy`: mean entropy of the rows, in nats; `n_fallback`: classes
+def stats(self:SoftLabels)->dict: # `diagonal` and `entropy` of `softness`, and `n_fallback`: classes
     "How soft the labels are now, and how many classes have fallen back"
-    return dict(TargetMatrix.stats(self), n_fallback=int(self.used_fallback.sum()))
+    return dict(self.softness(), n_fallback=int(self.used_fallback.sum()))
 
-# %% ../../nbs/20_train.soft_labels.ipynb #ea3967c6
+# %% ../../nbs/20_train.soft_labels.ipynb #00d5d5cd
 @patch
 def all_reduce(self:SoftLabels):
     "Sum what was accumulated over all processes, if there are several"
-    self.sums().all_reduce()
+    self.sums().sum_processes()
 
 # %% ../../nbs/20_train.soft_labels.ipynb #941aab6a
 @patch
