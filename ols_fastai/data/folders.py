@@ -75,10 +75,11 @@ def _images_in(folder, passed):
     return sorted(Path(o).as_posix() for o in names)
 
 # %% ../../nbs/14_data.folders.ipynb #790a00ad
-def _folders(path, passed):
-    "Folders of the user's own, by name. Raises `ValueError` for an image beside them"
+def _folders(path, passed, ignore=()):
+    "Folders of the user's own, by name, but for those in `ignore`. Raises `ValueError` for an image beside them"
     out = []
     for o in sorted(os.scandir(path), key=lambda o: o.name):
+        if os.path.realpath(o.path) in ignore: continue
         if o.is_dir() and not _is_system(o.name): out.append(o)
         elif o.is_dir(): _count_system(o.path, passed)
         elif o.name[0]!='.' and _is_image(path, o.name):
@@ -86,10 +87,10 @@ def _folders(path, passed):
         else: _count_file(o.name, passed)
     return out
 
-def _class_rows(path, prefix, passed):
+def _class_rows(path, prefix, passed, ignore=()):
     "Name and class of the images in the folders of `path`"
     rows = []
-    for d in _folders(path, passed):
+    for d in _folders(path, passed, ignore):
         names = _images_in(d.path, passed)
         if not names:
             raise ValueError(f"the class folder {d.path} has no images ({', '.join(sorted(image_suffixes))}, or DICOM): "
@@ -119,16 +120,18 @@ def _find_split_folders(root, tops):
 # %% ../../nbs/14_data.folders.ipynb #4fd74ac2
 def read_folder(
     root:str|Path, # Holds `class/image`, or `train/class/image`, `valid/class/image` and maybe `test/class/image`
-    patient_from:str|None=None # Pattern that finds the patient in a file's name, see `patients_from_names`
+    patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
+    ignore:list|tuple=() # Folders directly in `root` that are not the images' own, such as one of results
 )->pd.DataFrame: # Columns `filename`, relative to `root`, and `label`; `patient` with `patient_from`, `split` where there are such folders
     """A table of the images in a folder tree. Warns of what is passed over.
 
     Raises `FileNotFoundError`; `ValueError` naming the folder, and what `check_splits` and `patients_from_names` raise"""
-    root,passed = Path(root),Counter()
+    root,passed,ignore = Path(root),Counter(),{os.path.realpath(o) for o in ignore}
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: give the one that holds the folders of the classes")
-    tops = [o.name for o in os.scandir(root) if o.is_dir() and not _is_system(o.name)]
+    inside = [o for o in os.scandir(root) if o.is_dir() and os.path.realpath(o.path) not in ignore]
+    tops = [o.name for o in inside if not _is_system(o.name)]
     found = _find_split_folders(root, sorted(tops))
-    rows = _split_rows(root, found, passed) if found else _class_rows(root, '', passed)
+    rows = _split_rows(root, found, passed) if found else _class_rows(root, '', passed, ignore)
     if not rows: raise ValueError(f"{root} has no folder of images: a folder tree is class/image")
     if passed: warnings.warn(f"passed over under {root}: {', '.join(f'{n} {kind}' for kind,n in passed.most_common(8))}")
     columns = [text_series(list(o)) for o in zip(*rows)]
