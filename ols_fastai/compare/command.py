@@ -11,7 +11,9 @@ from contextlib import ExitStack
 from fastai.vision.all import *
 from rich.console import Console
 from ..core import *
-from ..data.lists import *
+from ..data.splits import *
+from ..data.folders import *
+from ..data.files import *
 from ..data.checks import *
 from ..data.datasets import *
 from ..train.methods import *
