@@ -8,7 +8,7 @@ from fastai.basics import Learner, Module, no_random
 from torch import Tensor, nn
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
-from ols_fastai.train.ols import OLSCallback
+from ols_fastai.train.ols import OLSCallback, RecordSoftLabels
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.plots import *
 from ols_fastai.calibration.features import *
