@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
 from ols_fastai.calibration.curves import *
-from ols_fastai.train.ols import OLSCallback
+from ols_fastai.train.ols import OLSCallback, RecordSoftLabels
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.plots import *
 from ols_fastai.calibration.features import *

@@ -118,7 +118,7 @@ def test_reference_has_every_public_name_and_its_docments(site, seen):
     assert "Keep just the largest so many entries of a row" in text, "what comes by @delegates is not there"
 
 def test_notebook_links_names_to_the_reference_and_hides_what_nbdev_hides(site, seen, address):
-    page = 'nbs/22_train.ols.html'
+    page = 'nbs/23_train.ols.html'
     assert address+'reference/train.soft_labels.html#ols_fastai.train.soft_labels.SoftLabels' in seen[page]['links']
     text = (site/page).read_text()
     assert '#| ' not in re.sub(r'<[^>]+>', '', text) and 'nbdev_export' not in text
