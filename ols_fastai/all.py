@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/90_all.ipynb #72f02ec4
 from .core import *
+from .pictures import *
 from .data.images import *
 from .data.tables import *
 from .data.splits import *
@@ -24,21 +25,22 @@ from .train.losses import *
 from .train.methods import *
 from .train.geols import *
 from .train.models import *
+from .train.features import *
 from .calibration.metrics import *
 from .calibration.resampling import *
 from .calibration.curves import *
 from .calibration.classes import *
 from .calibration.scaling import *
 from .calibration.conformal import *
-from .calibration.plots import *
-from .calibration.features import *
 from .calibration.interpretation import *
+from .calibration.plots import *
 from .calibration.report import *
 from .compare.settings import *
 from .compare.statistics import *
 from .compare.runs import *
 from .compare.results import *
 from .compare.comparison import *
+from .compare.networks import *
 from .compare.command import *
 from .compare.cli import *
 

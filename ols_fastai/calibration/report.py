@@ -5,422 +5,365 @@
 # %% auto #0
 __all__ = ['calibration_report']
 
-# %% ../../nbs/39_calibration.report.ipynb #b64222f3
-import base64, io, os, platform, textwrap
-import jinja2, numpy as np, pandas as pd
+# %% ../../nbs/39_calibration.report.ipynb #0ca1150b
+import math
+import numpy as np, pandas as pd
+from copy import copy
 from datetime import datetime, timezone
 from importlib.metadata import version
 from scipy import stats
-from types import SimpleNamespace
 from fastai.basics import *
-from ..core import *
+from ..core import atomic_write, package_versions
+from ..page import *
+from ..train.temperature import *
 from .metrics import *
 from .resampling import *
-from .curves import *
-from .scaling import *
 from .conformal import *
-from .plots import *
 from .interpretation import *
+from .sections import *
 
-# %% ../../nbs/39_calibration.report.ipynb #1a9eeb33
-_fields = ('preds','targs','valid_preds','valid_targs','S','vocab','settings','versions','seed','seconds','method','items','images')
+# %% ../../nbs/39_calibration.report.ipynb #2dcde2df
+_fields = ('preds','targs','valid_preds','valid_targs','S','vocab','settings','versions','seed','seconds','method',
+           'items','images')
 
-def _known(name, o):
-    "An interpretation, and what else is known of the run"
-    if isinstance(o, CalibrationInterpretation):
-        learn = o.learn
-        if learn is None: return o,{}
-        if o.dl is not None: check_not_calibrated_on(learn, o.dl, f'{name}, the images of this report')
-        model = get_model(learn.model)
-        settings = dict(network=type(getattr(model, 'model', model) if isinstance(model, CalibratedModel) else model).__name__, loss=type(learn.loss_func).__name__,
-                        calibrated=f'on {len(model.used):,} images' if isinstance(model, CalibratedModel) and len(model.used) else 'no')
-        return o,dict(settings=settings, **({'S': learn.soft_labels.S} if hasattr(learn, 'soft_labels') else {}))
-    if not isinstance(o, dict): o = dict(zip(('preds','targs'), o))
-    unknown = [k for k in o if k not in _fields]
+def _check_fields(name, run):
+    "Raise `ValueError` for a field that is not known, or one of a pair"
+    unknown = [k for k in run if k not in _fields]
     if unknown: raise ValueError(f"{name}: no field {unknown[0]!r} is known; a run may have {', '.join(_fields)}")
+    if 'preds' not in run: raise ValueError(f"{name}: preds and targs are needed together")
     for a,b in (('preds','targs'),('valid_preds','valid_targs')):
-        if (a in o)!=(b in o) or a=='preds' and a not in o: raise ValueError(f"{name}: {a} and {b} are needed together")
-    return CalibrationInterpretation.from_preds(o['preds'], o['targs'], o.get('vocab'), o.get('items'), o.get('images')),o
+        if (a in run)!=(b in run): raise ValueError(f"{name}: {a} and {b} are needed together")
 
-def _check_runs(runs):
-    "All were judged on the same images"
-    if not runs: raise ValueError("no network to report on: runs is empty")
-    (name,a),*others = runs.items()
+def _as_fields(name, run):
+    "A run as a dictionary of `_fields`, with the interpretation itself where there is one"
+    if isinstance(run, CalibrationInterpretation):
+        return dict(interp=copy(run), settings=run.settings, S=run.soft_labels)
+    run = dict(run) if isinstance(run, dict) else dict(zip(('preds','targs'), run))
+    _check_fields(name, run)
+    return run
+
+def _interpretation(run):
+    "That of a run; raises `ValueError` for predictions that can't be judged"
+    if 'interp' in run: return run['interp']
+    known = {k: run.get(k) for k in ('vocab','items','images')}
+    return CalibrationInterpretation.from_preds(run['preds'], run['targs'], **known)
+
+# %% ../../nbs/39_calibration.report.ipynb #e85c1071
+def _readable_runs(known):
+    "Interpretations of the runs that can be judged, and why the others can't. Raises `ValueError` if none can"
+    good,errors = {},{}
+    for name,run in known.items():
+        try: good[name] = _interpretation(run)
+        except ValueError as e: errors[name] = e
+    if not good: raise first(errors.values())
+    return good,[f'{k} is left out: {reason(e)}' for k,e in errors.items()]
+
+def _check_together(runs):
+    "Raise `ValueError` unless all were judged on the same images, with the same classes"
+    (name,one),*others = runs.items()
+    def some(o): return ', '.join(map(str, o.vocab[:5]))
     for k,o in others:
-        check_same_samples(o.targs, a.targs, (repr(k),repr(name)))
-        if o.vocab!=a.vocab: raise ValueError(f"{k!r} and {name!r} have other classes, or the same in another order ({', '.join(map(str, L(o.vocab)[:5]))} ... and {', '.join(map(str, L(a.vocab)[:5]))} ...): give each its own report")
+        check_same_samples(o.targs, one.targs, (repr(k),repr(name)))
+        if o.vocab!=one.vocab:
+            raise ValueError(f"{k!r} and {name!r} have other classes, or the same in another order "
+                             f"({some(o)} ... and {some(one)} ...): give each its own report")
 
-# %% ../../nbs/39_calibration.report.ipynb #ca475473
-def _slug(s): return re.sub(r'[^a-z0-9]+', '-', s.lower()).strip('-')
-def _section(title, *blocks): return dict(id=_slug(title), title=title, blocks=[o for o in blocks if o])
-def _text(s, kind='p'): return dict(kind=kind, text=s)
-def _listing(items): return dict(kind='list', items=list(items))
+# %% ../../nbs/39_calibration.report.ipynb #75abcde9
+def _share_items(runs):
+    "Give every run the list of the first one that has one"
+    items = first((o.items for o in runs.values()), lambda o: o is not None)
+    for o in runs.values():
+        if o.items is None: o.items = items
 
-def _table(df, caption, index=''):
-    "A table of text; columns of numbers are set to the right"
-    cells = [[str(o) for o in row] for row in df.itertuples(index=False)]
-    text = [any(re.search('[A-Za-z]{4}|/', row[j]) for row in cells) for j in range(df.shape[1])]
-    return dict(kind='table', caption=caption, index=index, columns=list(map(str, df.columns)), rows=list(zip(map(str, df.index), cells)), text=text)
+def _check_columns(one, columns):
+    for o in columns:
+        if one.items is None or o not in one.items:
+            has = 'there are none' if one.items is None else ', '.join(map(str, one.items))
+            raise ValueError(f"no column {o!r} in the items of the runs: {has}")
 
-def _figure(draw, alt, caption, wide=False):
-    "The picture that `draw` makes, as PNG in base64"
-    with plt.rc_context({'text.parse_math': False, 'font.size': 10}): # a `$` in the name of a class is no formula
-        fig,out = draw(),io.BytesIO()
-        for ax in fig.axes:
-            for o in (ax.xaxis,ax.yaxis):
-                if o.get_scale()=='symlog': o.set_major_formatter(lambda v,_: f'{v:,g}')  # 10, 100: its powers of ten are formulas
-        fig.savefig(out, format='png', dpi=120, facecolor='white')
-    w,h = (fig.get_size_inches()*120).round().astype(int)
-    plt.close(fig)
-    return dict(kind='figure', png=base64.b64encode(out.getvalue()).decode(), alt=alt, caption=caption, width=int(w), height=int(h), wide=wide or w>1100)
+def _gather(runs, by, groups, n_bins, n, seed, miscoverage, data):
+    "Check what was given, and put it together"
+    if n<2: raise ValueError(f"n must be at least 2 resamples, got {n}")
+    if isinstance(runs, CalibrationInterpretation): runs = {'network': runs}
+    if not isinstance(runs, dict):
+        raise ValueError(f"runs must be a dictionary, name -> run, got {type(runs).__name__}; the path comes second")
+    if not runs: raise ValueError("no network to report on: runs is empty")
+    known = {readable(k): _as_fields(k, o) for k,o in runs.items()}
+    good,missing = _readable_runs(known)
+    _check_together(good)
+    _share_items(good)
+    one,by = first(good.values()),list(by)
+    _check_columns(one, [*by, *([groups] if isinstance(groups, str) else [])])
+    patients = one._patients(groups)
+    name = groups if isinstance(groups, str) else 'patient'
+    unit = 'images' if patients is None else f'{name}s'
+    for o in by: one.calibration_by(o, groups=False)  # raises for the true class
+    return Report(good, known, by, unit, patients, n_bins, n, seed, miscoverage, data or {}, missing)
 
-# %% ../../nbs/39_calibration.report.ipynb #5355de65
-def _number(v, name='', sign=False):
-    if not np.isfinite(v): return '–'
-    s = f"{v:{'+' if sign else ''}.{1 if '%' in name or 'points' in name else 3}f}"
-    if float(s)==0: s = s.lstrip('+-')
-    return s.replace('-', '\N{MINUS SIGN}')
+# %% ../../nbs/39_calibration.report.ipynb #7d79b546
+def _valid_of(R, k):
+    "Predictions and true classes of validation images, or None where there are none at hand"
+    run = R.known[k]
+    if 'valid_preds' in run: return check_preds(run['valid_preds'], run['valid_targs'])
+    return run['interp'].valid_preds() if 'interp' in run else None
 
-def _interval(r, name, sign=False):
-    "A value with its interval"
-    v = _number(r.value, name, sign)
-    return v if not np.isfinite(r.low+r.high) else f"{v} ({_number(r.low, name, sign)} to {_number(r.high, name, sign)})"
+def _scalings(o, valid):
+    "Probabilities of the images of the report, as trained and scaled, and the temperature"
+    T,entropy = fit_temperature(*valid),fit_entropy_temperature(*valid)
+    yield 'as trained',o.preds,None
+    yield 'one temperature',apply_temperature(o.preds, T),T
+    yield 'by entropy',apply_temperature(o.preds, entropy_temperature(o.preds, *entropy)),None
 
-def _percent(v, digits=1): return f'{100*v:.{digits}f} %'
+def _scaling_row(R, preds, targs, T):
+    s = sample_stats(preds, targs)
+    return {'T': '–' if T is None else f'{T:.2f}', 'NLL': number_text(nll(s)), 'Brier': number_text(brier(s)),
+            f'ECE ({R.n_bins} bins)': number_text(ece(s, n_bins=R.n_bins)),
+            'mean confidence': percent_text(mean_confidence(s)), 'accuracy': percent_text(top_k_acc(s))}
 
-# %% ../../nbs/39_calibration.report.ipynb #ae7486fe
-def _gap(s): return 100*(mean_confidence(s)-top_k_acc(s))
+def _rows_of_each(R, what, make):
+    "Rows of one table from all networks with validation images, and notes on those that failed"
+    rows = {}
+    def add(k, o):
+        valid = _valid_of(R, k)
+        if valid is not None: rows.update(make(k, o, valid))
+    notes = attempt_each(R, what, add, R.runs)
+    return pd.DataFrame.from_dict(rows, orient='index'),notes
 
-def _verdict(name, o, r):
-    "One sentence on the mean confidence"
-    conf,acc = mean_confidence(o.stats),top_k_acc(o.stats)
-    way = 'over-confident' if r.value>0 else 'under-confident'
-    a,b = sorted(map(abs, (r.low,r.high)))
-    says = f"{name} says {_percent(conf)} on average and is right in {_percent(acc)} of the images: "
-    if r.low<=0<=r.high: return says+f"no more than chance apart ({_interval(r, 'points', True)} points)"
-    return says+f"{way} by {_number(abs(r.value), 'points')} points ({_number(a, 'points')} to {_number(b, 'points')})"
-
-def _summary(R):
-    one = next(iter(R.runs.values()))
-    n,K = one.preds.shape
-    return _section('Summary',
-        _text(f"{len(R.runs)} network{'s' if len(R.runs)>1 else ''} judged on {n:,} images of {K:,} classes. A network that says 90 % should be right 90 times in 100; this page shows how far it is from that, and how much of it may be chance."),
-        _listing(_verdict(k, o, R.table[k].loc['confidence less accuracy, points']) for k,o in R.runs.items()),
-        _text(f"In brackets, here and below: 95 % intervals by {R.n:,} bootstrap resamples of {R.unit}, seed {R.seed}."))
-
-# %% ../../nbs/39_calibration.report.ipynb #d8595a2a
-def _measures(n_bins): return {**{k: f for k,f in calibration_measures(n_bins).items() if not k.startswith(no_interval)}, 'confidence less accuracy, points': _gap}
-
-_definitions = {
-    'Top-1, Top-5 error': 'share of images whose true class is not the first guess, or not among the first five',
-    'NLL': 'mean negative log-likelihood of the true class, in nats; punishes confident mistakes most',
-    'Brier': 'mean squared distance of the probabilities to the truth, from 0 to 2',
-    'ECE': 'expected calibration error: mean gap between confidence and accuracy over bins of equal width (Guo et al. 2017); adaptive: over bins of equal mass; smooth: with no bins (Blasiok and Nakkiran 2023)',
-    'MCE, RMS-CE, debiased CE': 'largest gap of a bin; root mean square gap; the same less what noise adds (Kumar et al. 2019)',
-    'class-wise ECE': 'ECE of the probability of each class, averaged over classes',
-    'over-confidence, under-confidence': 'mean confidence of the wrong guesses; mean doubt of the right ones',
-    'AURC, E-AURC': 'area under the risk-coverage curve; the same less that of the best order',
-    'AUROC of confidence': 'chance that a right guess is surer than a wrong one'}
-
-def _metrics(R):
-    table = pd.DataFrame({k: {m: _interval(r, m) for m,r in t.iterrows()} for k,t in R.table.items()})
-    plain = {k: f for k,f in calibration_measures(R.n_bins).items() if k.startswith(no_interval)}
-    whole = {}
-    for k,o in R.runs.items():
-        whole[k] = {}
-        for m,f in plain.items():
-            v = f(o.stats)
-            whole[k].update(v if isinstance(v, dict) else {m: v})
-    rest = pd.DataFrame({k: {m: _number(v, m) for m,v in d.items()} for k,d in whole.items()})
-    return _section('Measures',
-        _table(table, f'Measures with 95 % intervals. ECE and its kin use {R.n_bins} bins.', 'measure'),
-        _table(rest, 'Measures of all classes at once, with no interval: resampling adds noise that they would take for miscalibration.', 'measure'),
-        _text('Calibration errors can not be below 0 and grow with noise, so that even a calibrated network has one above 0, and their intervals lean upwards.'),
-        _listing(f'{k}: {v}' for k,v in _definitions.items()))
-
-def _differences(R):
-    if len(R.runs)<2: return
-    first_name = next(iter(R.runs))
-    table = pd.DataFrame({k: {m: _interval(r, m, True)+(' *' if not r.low<=0<=r.high and np.isfinite(r.value) else '') for m,r in t.iterrows()} for k,t in R.paired.items()})
-    return _section('Differences',
-        _text(f"Each network less {first_name}, judged on the same resamples, so that what is hard for both cancels out. * marks an interval that does not hold 0."),
-        _table(table, f'Difference to {first_name} with 95 % intervals, not corrected for the number of comparisons', 'measure'))
-
-# %% ../../nbs/39_calibration.report.ipynb #45c7493c
-_most_drawn = 6  # networks in one picture; more can't be told apart
-
-def _pairs(R): return {k: (o.preds,o.targs) for k,o in list(R.runs.items())[:_most_drawn]}
-
-def _drawn(R): return '' if len(R.runs)<=_most_drawn else f' The first {_most_drawn} of {len(R.runs)} networks are drawn.'
-
-def _reliability(R):
-    runs = _pairs(R)
-    eces = {k: f'{ece(*o, n_bins=R.n_bins):.3f}' for k,o in runs.items()}
-    said = '; '.join(f'{k} has an ECE of {v}' for k,v in eces.items())
-    figures = [_figure(lambda k=k, o=o: plot_reliability({'network': o}, R.n_bins, title=textwrap.fill(k, 44), band=True), f'Reliability diagram of {k} with consistency bars: ECE {eces[k]} in {R.n_bins} bins',
-                       f'{k}: bars show where 95 % of calibrated networks would lie; a gap that leaves its bar is more than chance.') for k,o in runs.items()]
-    both = [_figure(lambda: plot_reliability(runs, R.n_bins), f'Reliability diagram of {len(runs)} networks on one axis: {said}', 'All on one axis. Below the dashed line a network promises more than it keeps; the lower panel counts the predictions.'+_drawn(R))] if len(runs)>1 else []
-    return _section('Reliability', *both, dict(kind='grid', items=figures))
-
-def _risk(R):
-    runs = _pairs(R)
-    said = '; '.join(f'{k} has an area of {aurc(*o):.3f}' for k,o in runs.items())
-    return _section('Risk and coverage',
-        _figure(lambda: plot_risk_coverage(runs), f'Error among the most confident predictions over the share that is kept: {said}', 'Error that remains if only the most confident predictions are used and the others are left to a person. Lower is better.'+_drawn(R)))
-
-# %% ../../nbs/39_calibration.report.ipynb #71a928dd
-def _by(o, by, n):
-    "The groups of a network whose confidence is furthest off; of guessed classes those with 10 images and more, if any have"
-    d = o.calibration_by(by)
-    if by=='guess' and (d['count']>=10).any(): d = d[d['count']>=10]
-    d = d.head(n)
-    return pd.DataFrame({'images': d['count'].map('{:,}'.format), 'says': d.confidence.map(_percent), 'right': d.accuracy.map(_percent),
-                         'gap, points': [_number(100*v, 'points', True)+(' *' if abs(v)>c and m>=10 else '') for v,c,m in zip(d.gap, d.chance, d['count'])]}, index=d.index)
-
-def _groups_section(R, n=10):
-    blocks = []
-    for k,o in list(R.runs.items())[:_most_drawn]: blocks.append(_table(d := _by(o, 'guess', n), f'{k}: the {len(d)} guessed classes whose confidence is furthest off', 'guessed class'))
-    for by in R.by:
-        for k,o in list(R.runs.items())[:_most_drawn]: blocks.append(_table(_by(o, by, 30), f'{k}, by {by}', by))
-        k,o = next(iter(R.runs.items()))
-        blocks.append(_figure(lambda: o.plot_reliability_by(by), f'Reliability diagrams of {k} for each {by}', f'{k}: reliability by {by}.'))
-    return _section('Classes and groups',
-        _text('Right on average can be wrong for each class. Of all images that a network gives to a class: how sure it is, and how often it is right. * marks a gap beyond what chance explains for a calibrated network, at 5 % for each row, not corrected for the number of rows; with fewer than 10 images nothing is marked, and no guessed class is listed.'), *blocks)
-
-def _mistakes(R, n=8):
-    blocks = [_text('Wrong and sure of it: the first place to look for wrong labels, for images that don\'t belong, and for what the network has not understood.')]
-    for k,o in list(R.runs.items())[:_most_drawn]:
-        d = o.top_overconfident(n)
-        if not len(d):
-            blocks.append(_text(f'{k} makes no mistake on these images.'))
-            continue
-        d = d.assign(confidence=d.confidence.map(_percent), p_true=d.p_true.map(_percent)).rename(columns={'p_true': 'probability of the true class', 'true': 'true class'})
-        blocks.append(_table(d, f'{k}: the {len(d)} mistakes it is surest of', 'row'))
-        if o.images is None and o.dl is None: continue
-        try: blocks.append(_figure(lambda: o.plot_top_overconfident(n), f'The {len(d)} images that {k} is wrong about with the highest confidence, each with its guess and true class, as in the table above', f'{k}: the images of this table.'))
-        except ValueError as e: blocks.append(_text(f'{k}: no images can be shown ({e}).'))
-    return _section('Confident mistakes', *blocks)
-
-def _soft(R, n=10):
-    blocks = []
-    for k,S in R.soft.items():
-        alike = most_similar(S, R.vocab, n)
-        blocks += [_figure(lambda: plot_soft_labels(S, R.vocab, k), f'Heat map of the soft labels of {k}, classes in an order that brings similar ones together; the strongest pairs are in the table below', f'{k}: row = true class. Bright off the diagonal: classes that the network takes for alike.', wide=len(R.vocab)>20),
-                   _table(alike.assign(probability=alike.probability.map(_number)).set_index('class'), f'{k}: the classes that resemble each other most', 'class')]
-    return _section('Soft labels', _text('What online label smoothing has learnt: the mean probabilities of the training images of each class that the network gets right.'), *blocks) if blocks else None
-
-# %% ../../nbs/39_calibration.report.ipynb #29250b58
+@page_section('After scaling')
 def _scaling(R):
-    "Scaled on the validation images, judged on those of the report"
-    rows = {}
-    for k,(p,t) in R.valid.items():
-        o = R.runs[k]
-        for way,q in (('as trained',o.preds), ('one temperature',apply_temperature(o.preds, T:=fit_temperature(p, t))), ('by entropy',apply_temperature(o.preds, entropy_temperature(o.preds, *fit_entropy_temperature(p, t))))):
-            s = sample_stats(q, o.targs)
-            rows[f'{k}, {way}'] = {'T': f'{T:.2f}' if way=='one temperature' else '–', 'NLL': _number(nll(s)), 'Brier': _number(brier(s)), f'ECE ({R.n_bins} bins)': _number(ece(s, n_bins=R.n_bins)),
-                                   'says': _percent(mean_confidence(s)), 'right': _percent(top_k_acc(s))}
-    return _section('After scaling',
-        _text('Scaling after training: one temperature for all images (Guo et al. 2017), or one that follows the entropy of the prediction (Balanya et al. 2022), fitted to the validation images and judged on those of this report. Decisions stay the same.'),
-        _table(pd.DataFrame.from_dict(rows, orient='index'), 'Before and after scaling', 'network')) if rows else None
+    def make(k, o, valid):
+        return {f'{k}, {way}': _scaling_row(R, preds, o.targs, T) for way,preds,T in _scalings(o, valid)}
+    rows,notes = _rows_of_each(R, 'scaling', make)
+    if rows.empty: return notes
+    return [paragraph('Scaling after training: one temperature for all images (Guo et al. 2017), or one '
+                      'that follows the entropy of the prediction (Balanya et al. 2022), fitted to the '
+                      'validation images and judged on those of this report. Decisions stay the same.'), *notes,
+            table(rows, 'Before and after scaling', 'network')]
 
-def _conformal(R, n=15):
-    rows = {}
-    for k,(p,t) in R.valid.items():
-        o = R.runs[k]
+# %% ../../nbs/39_calibration.report.ipynb #1078f61f
+def _coverage(R, sets, hits):
+    "Coverage with its interval, by image or by patient, and sizes"
+    share,low,high = (percent_text(o) for o in proportion_interval(hits, R.patients))
+    size = sets.sum(1).double()
+    return {'coverage': f'{share} ({low} to {high})', 'mean size': f'{size.mean():.2f}',
+            'one class': percent_text((size==1).double().mean()), 'empty': percent_text((size==0).double().mean())}
+
+def _hits(sets, targs): return sets.gather(1, targs[:,None])[:,0].numpy()
+
+def _coverage_by_class(R, sets, targs):
+    "As `ConformalSets.table(by=)`, with intervals by patient where there are patients"
+    hits,rows = _hits(sets, targs),{}
+    for i in targs.unique().tolist():
+        of = (targs==i).numpy()
+        share,low,high = proportion_interval(hits[of], None if R.patients is None else R.patients[of])
+        size = sets[of].sum(1).double().mean().item()
+        rows[R.vocab[i]] = {'n': int(of.sum()), 'coverage': share, 'low': low, 'high': high, 'mean size': size}
+    return pd.DataFrame.from_dict(rows, orient='index').astype({'n': int})
+
+def _usual_coverage(n, miscoverage):
+    "Coverage that 95 of 100 calibration sets of `n` images give: the k-th of n uniform scores is a beta variable"
+    k = math.ceil((n+1)*(1-miscoverage)-1e-9)
+    return stats.beta.ppf([.025,.975], k, n+1-k) if k<=n else (1.,1.)
+
+def _coverage_figure(R, n=15):
+    "Of the first network with validation images: the classes that are covered least"
+    k = first(R.runs, lambda k: _valid_of(R, k) is not None)
+    o = R.runs[k]
+    sets = ConformalSets(*_valid_of(R, k), R.miscoverage)(o.preds)
+    t = _coverage_by_class(R, sets, o.targs)
+    worst = t.sort_values('coverage', kind='stable').head(n)
+    return figure(lambda: plot_coverage(worst, R.miscoverage, n, f'{k}, LAC'),
+        f'Coverage of the sets of {k} for the {len(worst)} classes that are covered least, from '
+        f'{percent_text(worst.coverage.min())}',
+        f'{k}, LAC: the {len(worst)} of {len(t)} classes that are covered least. What was asked is an average over all '
+        'images; a class on the left of the line gets less.')
+
+@page_section('Conformal sets')
+def _conformal(R):
+    sizes = set()
+    def make(k, o, valid):
+        sizes.add(len(valid[0]))
+        rows = {}
         for kind in ('lac','aps'):
-            r = ConformalSets(p, t, R.miscoverage, kind).table(o.preds, o.targs).iloc[0]
-            rows[f'{k}, {kind.upper()}'] = {'coverage': f"{_percent(r.coverage)} ({_percent(r.low)} to {_percent(r.high)})", 'mean size': f"{r['mean size']:.2f}", 'one class': _percent(r['one class']), 'empty': _percent(r['empty'])}
-    if not rows: return
-    k,(p,t) = next(iter(R.valid.items()))
-    by_class = ConformalSets(p, t, R.miscoverage).table(R.runs[k].preds, R.runs[k].targs, [R.vocab[i] for i in R.runs[k].targs.tolist()])
-    worst = by_class.sort_values('coverage').head(n)
-    k_th = math.ceil((len(p)+1)*(1-R.miscoverage)-1e-9)
-    low,high = stats.beta.ppf([.025,.975], k_th, len(p)+1-k_th) if k_th<=len(p) else (1.,1.)
-    return _section('Conformal sets',
-        _text(f"Instead of one class, a set that holds the true one in at least {_percent(1-R.miscoverage, 0)} of new images from the same source, whatever the network (Angelopoulos and Bates 2021). Calibrated on the validation images, before any scaling. LAC gives the smallest sets; APS follows how hard an image is, and covers more than was asked where many guesses are very sure. "
-              f"The promise is an average over calibration sets: with {len(p):,} images, 95 of 100 of them give LAC a coverage from {_percent(low)} to {_percent(high)}. A coverage well outside of that tells of test images that differ from the validation images."),
-        _table(pd.DataFrame.from_dict(rows, orient='index'), f'Sets that may miss {_percent(R.miscoverage, 0)}, on the images of this report', 'network'),
-        _figure(lambda: plot_coverage(worst, R.miscoverage, n, f'{k}, LAC'), f'Coverage of the sets of {k} for the {len(worst)} classes that are covered least, from {_percent(worst.coverage.min())}', f'{k}, LAC: the {len(worst)} of {len(by_class)} classes that are covered least. The promise is an average over all images; a class on the left of the line gets less.'))
+            sets = ConformalSets(*valid, R.miscoverage, kind)(o.preds)
+            rows[f'{k}, {kind.upper()}'] = _coverage(R, sets, _hits(sets, o.targs))
+        return rows
+    rows,notes = _rows_of_each(R, 'conformal sets', make)
+    if rows.empty: return notes
+    n,asked = min(sizes),percent_text(1-R.miscoverage, 0)
+    low,high = map(percent_text, _usual_coverage(n, R.miscoverage))
+    return [paragraph(f'Instead of one class, a set that holds the true one in at least {asked} of new '
+                      'images from the same source, whatever the network (Angelopoulos and Bates 2021). '
+                      'Calibrated on the validation images, before any scaling. LAC gives the smallest '
+                      'sets; APS follows how hard an image is. Coverage is meant on average over '
+                      f'calibration sets: with {n:,} independent images, 95 of 100 of them give LAC a '
+                      f'coverage from {low} to {high}. One well outside tells of test images that differ '
+                      'from the validation images.'), *notes,
+            table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'),
+            *attempt('coverage by class', lambda: _coverage_figure(R), R.missing)]
 
-# %% ../../nbs/39_calibration.report.ipynb #5f1b820b
-def _data(R):
-    counts = np.bincount(R.targs, minlength=len(R.vocab))
-    rows = {'images judged': f'{len(R.targs):,}', 'classes': f'{len(R.vocab):,}', 'images of a class': f"{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}",
-            'classes with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
-    if R.groups is not None: rows[f'{R.group_name}s'] = f'{len(set(R.groups)):,}'
-    n_valid = {k: f'{len(p):,}' for k,(p,_) in R.valid.items()}
-    rows.update({'validation images': first(n_valid.values())} if len(set(n_valid.values()))==1 else {f'{k}: validation images': n for k,n in n_valid.items()})
-    rows.update({str(k): f'{v:,}' if isinstance(v, int) else str(v) for k,v in R.data.items()})
-    return _section('Data', _table(pd.DataFrame(dict(value=rows)), 'What was judged', ''))
+# %% ../../nbs/39_calibration.report.ipynb #05181c3a
+def _facts(R):
+    "Numbers of images, classes and patients"
+    counts = np.bincount(R.first.targs, minlength=len(R.vocab))
+    out = {'images judged': f'{counts.sum():,}', 'classes': f'{len(counts):,}',
+           'images per class': f'{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}',
+           'classes with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
+    if R.patients is not None: out[R.unit] = f'{len(set(R.patients)):,}'
+    valid = {k: f"{len(R.known[k]['valid_preds']):,}" for k in R.runs if 'valid_preds' in R.known[k]}
+    if len(set(valid.values()))==1: out['validation images'] = first(valid.values())
+    else: out.update({f'{k}: validation images': n for k,n in valid.items()})
+    out.update({str(k): f'{v:,}' if isinstance(v, int) else str(v) for k,v in R.data.items()})
+    return out
 
-def _flat(d, before=''): return {k2: v2 for k,v in d.items() for k2,v2 in (_flat(v, f'{before}{k}.') if isinstance(v, dict) else {f'{before}{k}': v}).items()}
+def _class_counts(R):
+    counts = np.bincount(R.first.targs, minlength=len(R.vocab))
+    shares = [percent_text(o/counts.sum()) for o in counts]
+    df = pd.DataFrame({'images': [f'{o:,}' for o in counts], 'share': shares}, index=R.vocab)
+    return table(df.iloc[np.argsort(-counts, kind='stable')], 'Images per class', 'class', sortable=len(df)>25)
 
+@page_section('Data')
+def _data(R): return [table(pd.DataFrame(dict(value=_facts(R))), 'What was judged'), _class_counts(R)]
+
+# %% ../../nbs/39_calibration.report.ipynb #e7990b9e
+def _flatten(d, before=''):
+    "Nested dictionaries as one, keys joined by dots"
+    out = {}
+    for k,v in d.items():
+        if isinstance(v, dict): out.update(_flatten(v, f'{before}{k}.'))
+        else: out[f'{before}{k}'] = v
+    return out
+
+def _setting(v):
+    if v is None: return '–'
+    return f'{v:.4g}' if isinstance(v, float) else str(v)
+
+def _settings_of(run):
+    plain = {k: run[k] for k in ('seed','seconds') if k in run}
+    return _flatten({**plain, **run.get('settings', {})})
+
+def _version_table(R):
+    now = {k: str(v) for k,v in package_versions().items()}
+    then = {k: str(v) for o in R.known.values() for k,v in o.get('versions', {}).items()}
+    columns = {'trained with': then} if then else {}
+    return pd.DataFrame({**columns, 'this report made with': now}).fillna('not known')
+
+@page_section('Settings')
 def _settings(R):
-    "Of all networks in one table"
-    known = {k: _flat({**{f: e[f] for f in ('seed','seconds') if f in e}, **e.get('settings', {})}) for k,e in R.extra.items()}
-    names = list(dict.fromkeys(k for d in known.values() for k in d))
-    table = pd.DataFrame({k: {n: '–' if d.get(n) is None else f'{d[n]:.4g}' if isinstance(d[n], float) else str(d[n]) for n in names} for k,d in known.items()})
-    made = {k: str(v) for e in R.extra.values() for k,v in e.get('versions', {}).items()}
-    trained = pd.DataFrame({'trained with': made, 'this report made with': {k: str(v) for k,v in package_versions().items()}}).fillna('not known') if made else pd.DataFrame({'this report made with': {k: str(v) for k,v in package_versions().items()}})
-    blocks = [_table(table, 'Settings and seeds of the training', 'setting')] if names else [_text('No settings of the training were given to this report.')]
-    return _section('Settings', *blocks, _table(trained, 'Versions', ''))
+    each = {k: _settings_of(R.known[k]) for k in R.runs}
+    names = list(dict.fromkeys(name for o in each.values() for name in o))
+    df = pd.DataFrame({k: {name: _setting(o.get(name)) for name in names} for k,o in each.items()})
+    if names: said = table(df, 'Settings and seeds of the training', 'setting')
+    else: said = paragraph('No settings of the training were given to this report.')
+    return [said, table(_version_table(R), 'Versions')]
 
-# %% ../../nbs/39_calibration.report.ipynb #7e404ebb
-def _checklist(R, have):
-    "Items on calibration, and where they are answered; `have`: titles of the sections that there are"
-    def at(title, note=''): return dict(link=_slug(title), text=title, note=note) if title in have else None
-    ask = dict(text='for the authors to state')
-    groups = at('Classes and groups', f"by guessed class{''.join(f', {o}' for o in R.by)}"+('' if R.by else '; no key subgroup (sex, age, site) was given: call report with by='))
-    items = [
-        ('TRIPOD+AI 12e', 'all measures and plots, and why they were chosen', at('Measures', 'definitions below the table')),
-        ('TRIPOD+AI 12f, 24', 'updating of the model such as recalibration, and what it gave', at('After scaling') or ask),
-        ('TRIPOD+AI 13', 'methods against class imbalance, and recalibration after them', ask),
-        ('TRIPOD+AI 15', 'what the model gives out', dict(text=f'probabilities of {len(R.vocab)} classes; the guess is the most probable one')),
-        ('TRIPOD+AI 21', 'number of participants and outcomes in each analysis', at('Data', 'images; participants are for the authors to state' if R.groups is None else f'images and {R.group_name}s')),
+# %% ../../nbs/39_calibration.report.ipynb #747460db
+_sources = [('Collins et al.: TRIPOD+AI statement, BMJ 2024;385:e078378', 'https://doi.org/10.1136/bmj-2023-078378'),
+    ('Mongan, Moy and Kahn: Checklist for Artificial Intelligence in Medical Imaging (CLAIM), Radiology: Artificial '
+     'Intelligence 2020',
+     'https://pmc.ncbi.nlm.nih.gov/articles/PMC8017414')]
+_ask = 'for the authors to state'
+
+def _found_settings(R, words):
+    "Settings whose names hold one of the words, as text"
+    found = {}
+    for k in R.runs:
+        for name,v in _settings_of(R.known[k]).items():
+            if any(o in name for o in words) and v is not None: found[f'{k}: {name} {_setting(v)}'] = 1
+    return '; '.join(found) or None
+
+def _answers(R, have):
+    "Item, what it asks for, and the answer"
+    def at(title, note=''): return section_link(title, note) if title in have else _ask
+    by,units = ', '.join(R.by),'images' if R.patients is None else f'images, {R.unit}'
+    subgroups = f'by predicted class, {by}'
+    if not by: subgroups = 'by predicted class; for key subgroups (sex, age, site) call calibration_report with by='
+    return [
+        ('TRIPOD+AI 12e', 'all measures and plots, and why they were chosen',
+         at('Measures', 'definitions below the table')),
+        ('TRIPOD+AI 12f, 24', 'updating of the model such as recalibration, and what it gave',
+         at('After scaling') if 'After scaling' in have else _found_settings(R, ['calibrated','scaling']) or _ask),
+        ('TRIPOD+AI 13', 'methods against class imbalance, and recalibration after them',
+         _found_settings(R, ['balanced','class_weight','n_per_class']) or _ask),
+        ('TRIPOD+AI 15', 'what the model gives out',
+         f'probabilities of {len(R.vocab)} classes; the prediction is the most probable one'),
+        ('TRIPOD+AI 21', 'number of participants and outcomes in each analysis',
+         at('Data', f'{units}, images per class')),
         ('TRIPOD+AI 23a', 'performance with confidence intervals', at('Measures')),
-        ('TRIPOD+AI 23a', 'the same of key subgroups', groups),
-        ('TRIPOD+AI 23b', 'heterogeneity across clusters such as hospitals', at('Classes and groups', 'by '+', '.join(R.by)) if R.by else ask),
-        ('CLAIM 21', 'level at which the partitions are disjoint, such as patients', ask),
+        ('TRIPOD+AI 23a', 'the same of key subgroups', at('Classes and groups', subgroups)),
+        ('TRIPOD+AI 23b', 'heterogeneity across clusters such as hospitals',
+         at('Classes and groups', f'by {by}') if by else _ask),
+        ('CLAIM 21', 'level at which the partitions are disjoint, such as patients', _ask),
         ('CLAIM 28', 'metrics of performance', at('Measures')),
-        ('CLAIM 29', 'measures of significance and uncertainty', at('Differences') or at('Measures')),
-        ('CLAIM 35a', 'performance on all data partitions', dict(text='only the images of this report; training and validation are for the authors to state')),
+        ('CLAIM 29', 'measures of significance and uncertainty',
+         at('Differences' if 'Differences' in have else 'Measures')),
+        ('CLAIM 35a', 'performance on all data partitions',
+         'only the images of this report; training and validation are for the authors to state'),
         ('CLAIM 36', 'accuracy and its precision', at('Measures')),
         ('CLAIM 37', 'analysis of the cases classified wrongly', at('Confident mistakes'))]
-    return _section('Reporting checklist',
-        _text('Items on calibration and performance of two guidelines, in short words of our own, and where this page answers them. It does not replace the checklists, which ask for much that predictions can\'t tell.'),
-        dict(kind='checklist', items=items),
-        dict(kind='sources', items=[('Collins et al.: TRIPOD+AI statement, BMJ 2024;385:e078378', 'https://doi.org/10.1136/bmj-2023-078378'), ('Mongan, Moy and Kahn: Checklist for Artificial Intelligence in Medical Imaging (CLAIM), Radiology: Artificial Intelligence 2020', 'https://pmc.ncbi.nlm.nih.gov/articles/PMC8017414')]))
 
-def _limits(R):
-    unit = f'Intervals are by {R.unit}.' if R.groups is not None else 'Intervals take images as independent. Where a patient has several, they are too narrow: call report with groups=.'
-    return _section('Limits', _listing([unit,
+def _checklist(R, have):
+    items,asks,answers = zip(*_answers(R, have))
+    df = pd.DataFrame({'asks for': asks, 'answered': answers}, index=items)
+    return section('Reporting checklist', [
+        paragraph('Items on calibration and performance of two guidelines, in short words of our own, and where '
+                  'this page answers them. It does not replace the checklists, which ask for much that predictions '
+                  "can't tell."),
+        table(df, 'Items of the guidelines', 'item'), web_links(_sources)])
+
+# %% ../../nbs/39_calibration.report.ipynb #7eac388b
+def _limits(R, have):
+    unit = independence(R).strip() or f'Intervals are by {R.unit}.'
+    scaled = [] if 'After scaling' in have else [
+        'No scaling and no conformal sets: give valid_preds and valid_targs, predictions on images that neither '
+        'trained nor calibrated the network, or an interpretation of a learner that has a validation set beside the '
+        'images judged.']
+    return section('Limits', [bullets([unit, *scaled,
         'Intervals tell of the choice of test images only, not of the seed, the training set or another hospital.',
         f'ECE depends on its {R.n_bins} bins; compare it only with figures of the same bins and binning.',
         'Many measures, classes and networks stand side by side: some will differ by chance.',
-        'If these images were looked at while choosing a network or its settings, it looks better here than it is.']))
+        'If these images were looked at while choosing a network or its settings, it looks better here than it is.'])])
 
-# %% ../../nbs/39_calibration.report.ipynb #f7acb4af
-_css = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1d2327; --soft: #59636e; --line: #d5dae0; --tint: #f4f6f8; --link: #0b57a4; }
-@media (prefers-color-scheme: dark) { :root { --bg: #14181c; --fg: #e4e8ec; --soft: #9aa5b1; --line: #39414a; --tint: #1d2329; --link: #7db8f5; } }
-* { box-sizing: border-box; }
-html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--bg); color: var(--fg); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
-a { color: var(--link); }
-.page { max-width: 78rem; margin: 0 auto; padding: 1rem; }
-header p { color: var(--soft); margin: 0; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: .3rem 0; }
-h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
-nav { margin: 1.2rem 0; padding: .8rem 1rem; background: var(--tint); border-radius: 8px; }
-nav ol { margin: .3rem 0 0; padding-left: 1.4rem; columns: 9rem; }
-main { min-width: 0; }
-p, li { max-width: 46rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
-figure.table figcaption { margin: 0 0 .4rem; } figure.table .scroll { margin: 0; }
-th, td { padding: .35rem .6rem; border-top: 1px solid var(--line); text-align: right; vertical-align: top; }
-td { white-space: nowrap; } td.text, th.text, tbody th { text-align: left; } td.text { white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; }
-tbody th { font-weight: 500; min-width: 6rem; } thead th { font-weight: 600; background: var(--tint); }
-figure { margin: 1.2rem 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-figure .wide { overflow-x: auto; } figure .wide img { max-width: none; width: max(100%, 56rem); }
-figcaption { color: var(--soft); font-size: .875rem; max-width: 46rem; margin-top: .4rem; }
-.grid { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); } .grid figure { margin: .6rem 0; }
-footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; border-top: 1px solid var(--line); padding-top: .8rem; }
-:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-@media (min-width: 64rem) { .page { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 0 2.5rem; padding: 1.5rem 2rem; } header, footer { grid-column: 1 / -1; }
-  nav { position: sticky; top: 1rem; align-self: start; max-height: calc(100vh - 2rem); overflow: auto; } nav ol { columns: auto; } }
-@media print { @page { margin: 15mm; } :root { color-scheme: light; --bg: #fff; --fg: #000; --soft: #444; --line: #bbb; --tint: #f2f2f2; --link: #000; }
-  .page { display: block; max-width: none; padding: 0; } body { font-size: 10pt; } nav { position: static; max-height: none; } nav ol { columns: 3; }
-  .scroll, figure .wide { overflow: visible; border: 0; } table { font-size: 7.5pt; } td { white-space: normal; } th, td { padding: 2pt 4pt; } tbody th, td.text { min-width: 0; }
-  figure img { width: auto; max-width: 100%; max-height: 135mm; } figure .wide img { width: auto; max-width: 100%; max-height: 205mm; } figure, tr { break-inside: avoid; } thead { display: table-header-group; } figure.table.long { break-inside: auto; } h2 + p { break-after: avoid; } figure.table figcaption, h2 { break-after: avoid; } .grid { grid-template-columns: 1fr 1fr; } }
-"""
+# %% ../../nbs/39_calibration.report.ipynb #d9641f77
+def _all_sections(R):
+    "In the order of the page; what is missing is named at the top"
+    made = {title: make_section(R, title) for title in SECTIONS}
+    made = {title: o for title,o in made.items() if o}
+    if R.missing:
+        note = [paragraph('Parts of this report are missing, and why:', 'note'), bullets(R.missing)]
+        made['Summary']['blocks'][1:1] = note
+    return [*made.values(), _checklist(R, made), _limits(R, made)]
 
-# %% ../../nbs/39_calibration.report.ipynb #2862f7e5
-_page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).from_string("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>{{ css|safe }}</style>
-</head>
-<body>
-{% macro figure(b) %}
-<figure><div{% if b.wide %} class="wide" tabindex="0" role="region" aria-label="{{ b.caption }}"{% endif %}><img src="data:image/png;base64,{{ b.png }}" alt="{{ b.alt }}" width="{{ b.width }}" height="{{ b.height }}"></div><figcaption>{{ b.caption }}</figcaption></figure>
-{% endmacro %}
-<div class="page" id="top">
-<header><h1>{{ title }}</h1><p>{{ subtitle }}</p></header>
-<nav aria-label="Contents"><strong>Contents</strong><ol>
-{% for s in sections %}<li><a href="#{{ s.id }}">{{ s.title }}</a></li>
-{% endfor %}
-</ol></nav>
-<main>
-{% for s in sections %}
-<section id="{{ s.id }}" aria-labelledby="{{ s.id }}-title"><h2 id="{{ s.id }}-title">{{ s.title }}</h2>
-{% for b in s.blocks %}
-{% if b.kind=='p' %}<p>{{ b.text }}</p>
-{% elif b.kind=='list' %}<ul>{% for o in b['items'] %}<li>{{ o }}</li>{% endfor %}</ul>
-{% elif b.kind=='figure' %}{{ figure(b) }}
-{% elif b.kind=='grid' %}<div class="grid">{% for o in b['items'] %}{{ figure(o) }}{% endfor %}</div>
-{% elif b.kind=='table' %}<figure class="table{% if b.rows|length>25 %} long{% endif %}"><figcaption>{{ b.caption }}</figcaption><div class="scroll" tabindex="0" role="region" aria-label="{{ b.caption }}"><table><thead><tr><th scope="col" class="text">{{ b.index }}</th>{% for c in b.columns %}<th scope="col"{% if b.text[loop.index0] %} class="text"{% endif %}>{{ c }}</th>{% endfor %}</tr></thead><tbody>
-{% for name,row in b.rows %}<tr><th scope="row">{{ name }}</th>{% for o in row %}<td{% if b.text[loop.index0] %} class="text"{% endif %}>{{ o }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div></figure>
-{% elif b.kind=='checklist' %}<div class="scroll" tabindex="0" role="region" aria-label="Items of the guidelines"><table><thead><tr><th scope="col" class="text">item</th><th scope="col" class="text">asks for</th><th scope="col" class="text">answered</th></tr></thead><tbody>
-{% for item,asks,o in b['items'] %}<tr><th scope="row">{{ item }}</th><td class="text">{{ asks }}</td><td class="text">{% if o.link is defined %}<a href="#{{ o.link }}">{{ o.text }}</a>{% else %}{{ o.text }}{% endif %}{% if o.note is defined and o.note %} ({{ o.note }}){% endif %}</td></tr>
-{% endfor %}</tbody></table></div>
-{% elif b.kind=='sources' %}<ul>{% for text,url in b['items'] %}<li><a href="{{ url }}">{{ text }}</a></li>{% endfor %}</ul>
-{% endif %}
-{% endfor %}
-</section>
-{% endfor %}
-</main>
-<footer>Made by ols_fastai {{ version }} on {{ made }}. This file needs no network. <a href="#top">To the top</a></footer>
-</div>
-</body>
-</html>
-""")
-
-# %% ../../nbs/39_calibration.report.ipynb #8370bf86
 def calibration_report(
-    path:str|Path, # HTML file to write; its folder must exist
-    runs:dict, # Name -> `CalibrationInterpretation`, `(preds, targs)`, or a dictionary, see below; all judged on the same images. Others are compared with the first
+    runs:dict, # Name -> `CalibrationInterpretation`, `(preds, targs)` or a dictionary; all judged on the same images
+    path:str|Path='report.html', # HTML file to write; its folder must exist
     title:str='Calibration report', # At the top of the page
     data:dict|None=None, # What else to say of the data: {'training images': 6720, 'source': ...}
-    by:list|tuple=(), # Columns of the first run's `items` to judge by: 'modality', 'site'
-    groups:str|None=None, # Column of them whose values are resampled as a whole: 'patient'
+    by:list|tuple=(), # Columns of the runs' `items` to judge by: 'modality', 'site'; not the true class
+    groups:str|bool|None=None, # Column of patients, resampled as a whole; default: 'patient', if there; False: none
     n_bins:int=15, # Bins of equal width
     n:int=1000, # Bootstrap resamples
-    seed:int=0, # Of them
+    seed:int=0, # Of the resamples
     miscoverage:float=.1 # Share that conformal sets may miss
 )->Path: # The file
-    """Write all there is to say of the calibration of one or more networks into one HTML file, at once or not at all.
+    """Write all there is to say of the calibration of one or more networks into one HTML file; a file that is there
+    is replaced only by a whole one. The networks are compared with the first.
 
-    A dictionary needs `preds` (N,K) and `targs` (N,), and may have `valid_preds` and `valid_targs` (scaling and conformal sets are fitted to them), `S` (K,K) soft labels, `vocab` (K names), `items` (a table of a row an image),
+    A dictionary needs `preds` (N,K) and `targs` (N,), and may have `valid_preds` and `valid_targs` (scaling and
+    conformal sets are fitted to them), `S` (K,K) soft labels, `vocab` (K names), `items` (a table, one row per image),
     `images` (or a function from row to image), `settings`, `versions` (dictionaries), `seed`, `seconds` and `method`.
-    Raises `ValueError` where the runs don't go together, or if a network was calibrated on the images that it is judged on"""
+    A network whose predictions can't be judged is left out, and the page says why.
+
+    Raises `ValueError` where the runs don't go together, where no network can be judged, or for a `by` that is the
+    true class; `FileNotFoundError` for a folder that is missing"""
     path = Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")
-    if n<2: raise ValueError(f"n must be at least 2 resamples, got {n}")
-    plt.close(plt.figure())  # a notebook's backend sets itself up at the first figure; inside `_figure` that would be taken back, and the notebook show no picture any more
-    known = {str(k): _known(k, o) for k,o in runs.items()}
-    R = SimpleNamespace(runs={k: o for k,(o,_) in known.items()}, extra={k: e for k,(_,e) in known.items()}, data=data or {}, by=list(by), n_bins=n_bins, n=n, seed=seed, miscoverage=miscoverage)
-    _check_runs(R.runs)
-    one = next(iter(R.runs.values()))
-    R.vocab,R.targs = one.vocab,one.targs
-    for o in [*R.by, *([groups] if groups else [])]:
-        if one.items is None or o not in one.items: raise ValueError(f"no column {o!r} in the items of the first run: {'there are none' if one.items is None else ', '.join(map(str, one.items))}")
-    for o in R.runs.values(): o.items = one.items if o.items is None else o.items
-    R.group_name,R.groups = groups,one.items[groups].to_numpy() if groups else None
-    R.unit = f'{groups}s' if groups else 'images'
-    R.valid = {k: check_preds(e['valid_preds'], e['valid_targs']) for k,e in R.extra.items() if 'valid_preds' in e}
-    R.soft = {k: torch.as_tensor(e['S']) for k,e in R.extra.items() if e.get('S') is not None}
-    how,first_stats = dict(groups=R.groups, n=n, seed=seed),one.stats
-    R.table = {k: bootstrap(_measures(n_bins), o.stats, **how) for k,o in R.runs.items()}
-    R.paired = {k: paired_bootstrap(_measures(n_bins), o.stats, first_stats, **how) for k,o in list(R.runs.items())[1:]}
-    sections = [o for f in (_summary,_metrics,_differences,_reliability,_risk,_groups_section,_mistakes,_soft,_scaling,_conformal,_data,_settings) if (o := f(R))]
-    sections += [_checklist(R, [o['title'] for o in sections]), _limits(R)]
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")
+    # a notebook's backend sets itself up at the first figure; within `figure` that would be undone
+    plt.close(plt.figure())
+    R = _gather(runs, by, groups, n_bins, n, seed, miscoverage, data)
     made = f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC'
-    text = _page.render(title=title, subtitle=', '.join(R.runs), css=_css, sections=sections, version=version('ols_fastai'), made=made)
+    footer = f"Made by ols_fastai {version('ols_fastai')} on {made}."
+    text = render_page(title, _all_sections(R), ', '.join(R.runs), footer)
     with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
     return path

@@ -17,6 +17,7 @@ from ..data.lists import SPLITS
 from ..train.methods import *
 from ..calibration.metrics import *
 from ..calibration.scaling import *
+from ..pictures import *
 from ..calibration.plots import *
 from ..calibration.report import *
 from .statistics import *
@@ -219,7 +220,7 @@ def save_report(
     runs,faults = _judged(out, methods)
     items = df[df['split']=='test'].reset_index(drop=True)
     def image(i): return _image(Path(root)/items.filename[i])
-    def write(runs): return calibration_report(Path(out)/'report.html', _entries(runs, items, image), n_bins=n_bins, data=_data(df, faults), by=by, groups=groups)
+    def write(runs): return calibration_report(_entries(runs, items, image), Path(out)/'report.html', n_bins=n_bins, data=_data(df, faults), by=by, groups=groups)
     try: fn = _without_failing(write, runs, faults)
     except OSError: raise
     except Exception as e: return warnings.warn(f"report.html is missing: {type(e).__name__}: {e}")
