@@ -227,7 +227,7 @@ def plot_class(
     groups=None # (N,) patient of each image; None: images are independent
 )->plt.Figure:
     "One class: calibration curve with its region, probability by outcome, decision curve (Vickers & Elkin 2006)"
-    p,y = outcome(preds, targs, k)
+    p,y = one_outcome(preds, targs, k)
     name = short_text(k if name is None else name, 30)
     codes = None if groups is None else patient_codes(groups, len(y))
     fig,axs = plt.subplots(1, 3, figsize=(12,4.2), layout='constrained')
