@@ -182,18 +182,3 @@ def load(cls:OLSCallback,
                          "give a file that OLSCallback.save or checkpoint= wrote") from e
     cb.load_state_dict(dict(info, labels=tensors))
     return cb
-
-# %% ../../nbs/23_train.ols.ipynb #f1000002
-class RecordSoftLabels(Callback):
-    """Keep the soft labels of every epoch in `matrices`, epoch -> (K,K) on the CPU, for `plot_soft_epochs`.
-
-    Give it to `fit` beside `OLSCallback`; without that, `ValueError` at the end of the first epoch"""
-    order = OLSCallback.order+1
-    def __init__(self): self.matrices,self.trained = {},False
-    def after_train(self): self.trained = True
-    def before_epoch(self): self.trained = False
-    def after_epoch(self):
-        if not self.trained: return  # `validate` and `get_preds` fire this too
-        if not hasattr(self.learn, 'soft_labels'):
-            raise ValueError("there are no soft labels to record: give OLSCallback to the same fit")
-        self.matrices[len(self.matrices)+1] = self.learn.soft_labels.S.detach().cpu().clone()
