@@ -95,6 +95,11 @@ class DiskNames:
         "The names in a folder, if it is called so; else none"
         return self.listing(folder).names if self.folder(folder)==folder else set()
 
+    def has_links(self):
+        "Is any folder that was listed, or a file in it, a link? Nothing else can have two names"
+        if any(o.links for o in self._listings.values()): return True
+        return any(self.real(o)!=(o or '.') for o in self._listings)
+
     def real(self,
         name:str # As it is on disk
     )->str:
@@ -120,13 +125,13 @@ def _look_up(disk, names):
     found,known = list(names),{}
     for i,name in enumerate(names):
         folder,_,own = name.rpartition('/')
-        exact = known.get(folder)
-        if exact is None: exact = known[folder] = disk.exact(folder)
-        if own not in exact or '.' not in own: found[i] = disk.find(name)
+        if folder not in known: known[folder] = disk.exact(folder)
+        if own not in known[folder] or '.' not in own: found[i] = disk.find(name)
     return found
 
 def _real_names(disk, names):
-    "Names of the files that names lead to; the same list where nothing is a link"
+    "Names of the files that names lead to, through links"
+    if not disk.has_links(): return names
     real,is_link = list(names),{}
     for i,name in enumerate(names):
         folder,_,own = name.rpartition('/')

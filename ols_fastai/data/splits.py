@@ -62,7 +62,7 @@ def warn_of_lacking(
     "Say which classes validation or test have no image of"
     classes = df['label'][df['split']=='train'].unique()
     for split in SPLITS[1:]:
-        there = set(df['label'][df['split']==split])
+        there = set(df['label'][df['split']==split].unique().tolist())
         lacks = [o for o in classes if o not in there]
         if there and lacks:
             warnings.warn(f"{split} has no image of {len(lacks)} of {len(classes)} classes: {_names(lacks)}; "
