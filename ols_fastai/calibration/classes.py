@@ -25,6 +25,8 @@ def _quantile(codes, level):
     G,tail = codes.max()+1,(1+level)/2
     return stats.norm.ppf(tail) if G==len(codes) else stats.t.ppf(tail, max(1, G-1))
 
+def _count_groups(codes): return np.count_nonzero(np.bincount(codes))
+
 def _unit_interval(v, error, y, codes, level):
     """Interval of a figure in 0..1, even on the logit scale. At 0 or 1 that of a share of as many as there are events,
     or non-events if fewer"""
@@ -32,7 +34,7 @@ def _unit_interval(v, error, y, codes, level):
     if 0<v<1 and error>0:
         half = q*error/(v*(1-v))
         return expit(np.log(v/(1-v)) + np.array([-half,half]))
-    n = min(len(np.unique(codes[y==o])) for o in (0,1))
+    n = min(_count_groups(codes[y==o]) for o in (0,1))
     return proportion_interval(np.full(n, v>.5), level=level)[1:]
 
 def _at_distinct(p, y):
@@ -42,9 +44,8 @@ def _at_distinct(p, y):
     return at,events,np.bincount(at, minlength=len(grid))-events
 
 # %% ../../nbs/33_calibration.classes.ipynb #e0000003
-def _auroc(p, y):
+def _auroc(y, at, events, others):
     "Area under the ROC curve and the influence of each sample (DeLong et al. 1988; by group Obuchowski 1997)"
-    at,events,others = _at_distinct(p, y)
     n1,n0 = events.sum(),others.sum()
     below = (np.cumsum(others) - others/2)/n0  # share of the non-events below a probability, equal ones by half
     above = (n1 - np.cumsum(events) + events/2)/n1
@@ -52,9 +53,8 @@ def _auroc(p, y):
     influence = np.where(y==1, (below[at]-v)/n1, (above[at]-v)/n0)
     return v,influence*len(y)
 
-def _average_precision(p, y):
+def _average_precision(y, at, events, others):
     "Mean over the events of the precision at their probability, as in scikit-learn, and the influence of each sample"
-    at,events,others = _at_distinct(p, y)
     found = np.cumsum(events[::-1])[::-1]
     taken = np.cumsum((events+others)[::-1])[::-1]
     precision,n1 = found/taken,events.sum()
@@ -138,7 +138,7 @@ _none = (np.nan,)*3  # value, low, high
 def _too_few(y, codes, grouped, least=10):
     "Why a class can't be judged, or ''"
     for value,name in ((1,'the class'),(0,'another class')):
-        n = len(np.unique(codes[y==value]))
+        n = _count_groups(codes[y==value])
         if n<least: return f"{name} in {n} {'patients' if grouped else 'images'} only"
     return ''
 
@@ -149,18 +149,19 @@ def _class_row(p, y, predicted, codes, level, top):
     values = {'n': int(y.sum()), 'prevalence': share(y==1, slice(None)), 'sensitivity': share(predicted, y==1),
               'specificity': share(~predicted, y==0), 'PPV': share(y==1, predicted)}
     few = _too_few(y, codes, grouped)
-    for name,f in (('AUROC',_auroc),('AUPRC',_average_precision)):
-        values[name] = _over_thresholds(f, p, y, codes, level, few)
+    values.update(_over_thresholds(p, y, codes, level, few))
     if few: calibration,note = {'O/E': (y.sum()/p.sum(),*_none[1:]), 'intercept': _none, 'slope': _none},few
     else: calibration,note = _calibration(p, y, codes, grouped, level, top)
     return {**_flat({**values, **calibration}), 'note': note}
 
-def _over_thresholds(f, p, y, codes, level, few):
-    "AUROC or AUPRC with its interval"
-    if y.all() or not y.any(): return _none
-    v,influence = f(p, y)
-    if few: return v,*_none[1:]
-    return v,*_unit_interval(v, _error(influence, codes), y, codes, level)
+def _over_thresholds(p, y, codes, level, few):
+    "AUROC and AUPRC with their intervals"
+    if y.all() or not y.any(): return {'AUROC': _none, 'AUPRC': _none}
+    out,distinct = {},_at_distinct(p, y)
+    for name,f in (('AUROC',_auroc),('AUPRC',_average_precision)):
+        v,influence = f(y, *distinct)
+        out[name] = v,*(_none[1:] if few else _unit_interval(v, _error(influence, codes), y, codes, level))
+    return out
 
 def _flat(values):
     "`name`, `name_low`, `name_high` of each value with an interval"
@@ -235,7 +236,7 @@ def _macro_parts(p, y, predicted, multi_label):
     "What is defined for this class, each with the influence of each sample"
     some,both = y.any(),y.any() and not y.all()
     parts = {}
-    if both: parts['macro AUROC'] = _auroc(p, y)
+    if both: parts['macro AUROC'] = _auroc(y, *_at_distinct(p, y))
     if both if multi_label else some: parts['balanced accuracy'] = _balanced(y, predicted, multi_label)
     if some or predicted.any(): parts['macro F1'] = _f1(y, predicted)
     return parts

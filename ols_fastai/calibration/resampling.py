@@ -19,8 +19,10 @@ def group_codes(
 )->np.ndarray: # (N,) integers 0..G-1
     "Number the groups. A sample whose group is missing (None, NaN, blank) is a group of its own, which a warning says"
     if groups is None: return np.arange(N)
-    groups = pd.Series(np.asarray(groups, dtype=object))
+    whole = np.asarray(groups).dtype.kind in 'iu'
+    groups = pd.Series(np.asarray(groups, dtype=None if whole else object))
     if len(groups)!=N: raise ValueError(f"groups must name a group for each of the {N} samples, got {len(groups)}")
+    if whole: return pd.factorize(groups)[0]
     missing = groups.isna() | (groups.astype(str).str.strip()=='')
     if missing.any():
         warnings.warn(f"{int(missing.sum())} of {N} samples have no group (the first: row {int(missing.argmax())}): "
