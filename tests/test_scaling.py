@@ -393,6 +393,12 @@ def test_a_calibrated_learner_knows_its_images_on_another_machine(tmp_path):
         with pytest.raises(ValueError, match='12 of its 12'): check_not_calibrated_on(again, our_dls(a, tmp_path/'there').valid)
         check_not_calibrated_on(again, our_dls(b, tmp_path/'a').valid)
 
+def test_a_link_to_a_training_image_is_a_training_image(tmp_path):
+    a,b = hospital(tmp_path/'a', 0),hospital(tmp_path/'b', 1)
+    (tmp_path/'b'/'12.png').unlink(); (tmp_path/'b'/'12.png').symlink_to(tmp_path/'a'/'3.png')
+    learn = image_learner(our_dls(a, tmp_path/'a'))
+    with learn.no_bar(), pytest.raises(ValueError, match='trained on.*b/12.png'): calibrate(learn, dl=our_dls(b, tmp_path/'b').valid)
+
 def test_a_copy_is_warned_of_and_copies_are_refused(tmp_path):
     a,b = hospital(tmp_path/'a', 0, 240),hospital(tmp_path/'b', 1, 240)
     learn = image_learner(our_dls(a, tmp_path/'a'))
