@@ -10,7 +10,7 @@ import math, warnings
 import numpy as np, pandas as pd
 from scipy import stats
 from fastai.basics import *
-from ..data.identity import group_codes, shared_items
+from ..train.identity import group_codes, shared_items
 from .metrics import check_preds
 
 # %% ../../nbs/35_calibration.conformal.ipynb #ded3fa95

@@ -9,15 +9,16 @@ __all__ = ['CalibratedModel', 'check_not_calibrated_on', 'forget_images']
 import warnings
 import numpy as np
 from fastai.basics import *
-from ..data.identity import *
+from .identity import *
 from .temperature import scale_logits
 
 # %% ../../nbs/29_train.calibrated.ipynb #338c0604
 class CalibratedModel(nn.Module):
     """A trained network whose logits are scaled as `scale_logits` does. Made by `calibrate`.
 
-    Training through the scaling would be training another network, and the scaling is wrong for the weights that come out: while it is set,
-    a forward pass in training mode raises `RuntimeError`. Indexing, and names that are not its own, are looked up in the network, for hooks and splitters."""
+    Training through the scaling would be training another network, and the scaling is wrong for the weights that come
+    out: while it is set, a forward pass in training mode raises `RuntimeError`. Indexing, and names that are not its
+    own, are looked up in the network, for hooks and splitters."""
     _own = ('scale','entropy','matrix','bias','eps','used')
     def __init__(self,
         model:nn.Module, # Gives logits (N,K)
@@ -29,28 +30,13 @@ class CalibratedModel(nn.Module):
         self.model = model
         self.set_scaling(used, **scaling)
 
-    def set_scaling(self,
-        used=(), # (n,2) `item_ids` of the images that it was fitted to
-        scale:float=1., # Factor of the logits, 1/T
-        entropy:tuple|Tensor=(), # `w` and `b` of `entropy_temperature`
-        matrix:tuple|Tensor=(), # (K,) or (K,K) of structured scaling
-        bias:tuple|Tensor=(), # (K,) of structured scaling
-        eps:float=0. # How much of a uniform distribution structured scaling mixes in
-    ):
-        "Replace the scaling; without arguments, take it away"
-        p = first(self.model.parameters())
-        device = None if p is None else p.device
-        for k,v in dict(scale=scale, entropy=entropy, matrix=matrix, bias=bias, eps=eps).items():
-            setattr(self, k, torch.as_tensor(v, dtype=torch.float32, device=device).clone())
-        self.used = torch.as_tensor(np.asarray(used), dtype=torch.int64, device=device).reshape(-1, 2).clone()
-        self._note()
-
     def _note(self): self.is_scaled = bool(self.scale!=1 or len(self.entropy) or len(self.bias) or len(self.used))
 
     def forward(self, *args, **kwargs):
         if not self.is_scaled: return self.model(*args, **kwargs)
-        if self.training: raise RuntimeError("this network is calibrated, and training would make its calibration wrong: "
-                                             "train with cbs=Calibrate(), which calibrates anew at the end, or call uncalibrate(learn) first")
+        if self.training:
+            raise RuntimeError("this network is calibrated, and training would make its calibration wrong: train with "
+                               "cbs=Calibrate(), which calibrates again at the end, or call uncalibrate(learn) first")
         z = self.model(*args, **kwargs).float()
         return scale_logits(z, self.scale, self.entropy, self.matrix, self.bias, self.eps)
 
@@ -61,6 +47,24 @@ class CalibratedModel(nn.Module):
             return getattr(self.model, k)
     def __getitem__(self, i): return self.model[i]
     def __len__(self): return len(self.model)
+
+# %% ../../nbs/29_train.calibrated.ipynb #628ed2f9
+@patch
+def set_scaling(self:CalibratedModel,
+    used=(), # (n,2) `item_ids` of the images that it was fitted to
+    scale:float=1., # Factor of the logits, 1/T
+    entropy:tuple|Tensor=(), # `w` and `b` of `entropy_temperature`
+    matrix:tuple|Tensor=(), # (K,) or (K,K) of structured scaling
+    bias:tuple|Tensor=(), # (K,) of structured scaling
+    eps:float=0. # How much of a uniform distribution structured scaling mixes in
+):
+    "Replace the scaling; without arguments, take it away"
+    p = first(self.model.parameters())
+    device = None if p is None else p.device
+    for k,v in dict(scale=scale, entropy=entropy, matrix=matrix, bias=bias, eps=eps).items():
+        setattr(self, k, torch.as_tensor(v, dtype=torch.float32, device=device).clone())
+    self.used = torch.as_tensor(np.asarray(used), dtype=torch.int64, device=device).reshape(-1, 2).clone()
+    self._note()
 
 # %% ../../nbs/29_train.calibrated.ipynb #0b5c211f
 @patch(as_prop=True)
@@ -84,7 +88,9 @@ def extra_repr(self:CalibratedModel):
     return f'{how}, fitted to {len(self.used):,} images' if len(self.used) else f'{how}, its images forgotten'
 
 @patch(as_prop=True)
-def _orig_mod(self:CalibratedModel): return self.model  # the name that torch.compile gives it: `OLSCallback` knows its network by it
+def _orig_mod(self:CalibratedModel):
+    "The name that torch.compile gives it: `OLSCallback` knows its network by it"
+    return self.model
 
 # %% ../../nbs/29_train.calibrated.ipynb #b34b2c3d
 @patch
@@ -107,14 +113,17 @@ def check_not_calibrated_on(
     dl:DataLoader, # On which it shall be judged
     what:str='this loader' # What to call it in the error
 ):
-    "Raise `ValueError` if the learner's network was calibrated on images of `dl`; warn if few of them look like one, which may be chance"
+    "Raise `ValueError` if the learner's network was calibrated on images of `dl`; warn if few look like one by chance"
     model = get_model(learn.model)
     if not isinstance(model, CalibratedModel) or not len(model.used): return
     same,much = shared_items(item_ids(dl), model.used.cpu().numpy())
     if not same.any(): return
     found = f"{what}: {int(same.sum())} of its {len(same)} images, the first {item_name(dl, int(same.argmax()))},"
-    if not much: return warnings.warn(f"{found} equal images that calibrated this network: by chance, or are they copies?")
-    raise ValueError(f"{found} calibrated this network. Judged on them it would look better than it is: judge on others, or calibrate on others with calibrate(learn, dl=...). "
+    if not much:
+        warnings.warn(f"{found} equal images that calibrated this network: by chance, or are they copies?")
+        return
+    raise ValueError(f"{found} calibrated this network. Judged on them it would look better than it is: judge on "
+                     "others, or calibrate on others with calibrate(learn, dl=...). "
                      "If they only look the same, allow it by forget_images(learn)")
 
 def forget_images(
@@ -122,7 +131,8 @@ def forget_images(
 )->Learner: # The same
     "Let a calibrated network be judged on any images, those that calibrated it too"
     model = get_model(learn.model)
-    if not isinstance(model, CalibratedModel): raise ValueError("this network is not calibrated: there are no images to forget")
+    if not isinstance(model, CalibratedModel):
+        raise ValueError("this network is not calibrated: there are no images to forget")
     model.used = model.used[:0].clone()
     model._note()
     return learn

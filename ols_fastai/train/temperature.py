@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['T_RANGE', 'KINDS', 'as_logits', 'fit_temperature', 'apply_temperature', 'entropy_temperature',
-           'fit_entropy_temperature', 'fit_scaling', 'check_kind', 'scale_logits']
+           'fit_entropy_temperature', 'fit_scaling', 'check_kind', 'scale_logits', 'cross_folds', 'refinement',
+           'compare_kinds', 'choose_kind', 'fit_noisy_temperature']
 
-# %% ../../nbs/28_train.temperature.ipynb #27e4eb9f
+# %% ../../nbs/28_train.temperature.ipynb #c1ba770d
 import math, warnings
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
+from .identity import group_codes
 
 # %% ../../nbs/28_train.temperature.ipynb #ec73a611
 T_RANGE = (1e-4, 1e4)  # temperatures are searched here, and a result at an edge is said
@@ -37,7 +39,7 @@ def _slope(z, targs, u):
     return beta*(expected-_true(z, targs)).sum().item()
 
 def _bracket(slope):
-    "Where a rising function goes through zero: an interval of length 1 that starts or ends at a whole number, within the search range"
+    "An interval of length 1 in which a rising function goes through zero, or the last one of the search range"
     low,high = (-math.log(o) for o in reversed(T_RANGE))
     a = b = 0.
     while slope(a)>0 and a>low: a,b = max(low, a-1),a
@@ -59,18 +61,21 @@ def _no_finite_best(z, targs):
     "Why the images ask for a temperature of 0 or infinity, or None"
     true = _true(z, targs)
     if (true>=z.amax(1)).all(): return 'the network is always right'
-    if (z.mean(1)-true).sum()>=0: return 'the network is never right' if (true<z.amax(1)).all() else 'the network is hardly ever right'
+    if (z.mean(1)-true).sum()<0: return
+    return 'the network is never right' if (true<z.amax(1)).all() else 'the network is hardly ever right'
 
 def _say(why, n, prior, T):
     "Warn of a temperature that these images alone don't set"
     low,high = T_RANGE
-    if why: why = f"{why} on these {n} images, whose best temperature is 0 or infinite: T {'comes from the prior' if prior else 'stays 1'}; more images, or harder ones, may tell"
-    else: why = f"the best temperature for these {n} images is {T:g}, an edge of the range that is searched: are their logits of the right scale?"
-    warnings.warn(f"{why} (range {low:g} to {high:g})")
+    used = 'comes from the prior' if prior else 'stays 1'
+    if why: said = f"{why} on these {n} images, whose best temperature is 0 or infinite: T {used}"
+    else: said = f"the best temperature for these {n} images is {T:g}, an edge of the range: are these logits?"
+    warnings.warn(f"{said} (range {low:g} to {high:g})")
 
 def _temperature(z, targs, prior=.5, say=True):
     "Of logits in fp64"
-    if prior is not None and not prior>0: raise ValueError(f"prior is the standard deviation of log T, above 0, or None for none: got {prior}")
+    if prior is not None and not prior>0:
+        raise ValueError(f"prior is the standard deviation of log T, above 0, or None for none: got {prior}")
     why = _no_finite_best(z, targs)
     if why and say: _say(why, len(z), prior, None)
     if why and not prior: return 1.
@@ -83,6 +88,7 @@ def _temperature(z, targs, prior=.5, say=True):
     if say and not why and -u in np.log(T_RANGE): _say(None, len(z), prior, math.exp(-u))
     return math.exp(-u)
 
+# %% ../../nbs/28_train.temperature.ipynb #db464a5f
 def fit_temperature(
     preds, # (N,K) probabilities, or logits, on a calibration set that is not the test set: tensor or array
     targs, # (N,) true classes
@@ -91,7 +97,8 @@ def fit_temperature(
 )->float: # In `T_RANGE`
     """The temperature with the least negative log-likelihood, summed over images, plus `log(T)**2/(2*prior**2)`.
 
-    Warns where the images ask for a temperature of 0 (all are right) or infinity, or beyond `T_RANGE`; without a prior, T is then 1, or the edge"""
+    Warns where the images ask for a temperature of 0 (all are right) or infinity, and T is 1 without a prior; or beyond
+    `T_RANGE`, and T is the edge"""
     return _temperature(*_fp64(preds, targs, logits), prior)
 
 def apply_temperature(
@@ -107,7 +114,7 @@ def entropy_temperature(
     w:float|Tensor, # How the temperature grows with the entropy; 0 is one temperature for all
     b:float|Tensor # `softplus(b)` is the temperature where the entropy is at its largest
 )->Tensor: # (N,) temperatures, in `T_RANGE`; fp64 for numbers `w`, `b`
-    "Temperature of each sample, `softplus(w*log(H/log K) + b)`, `H` the entropy of its probabilities (Balanya et al. 2022)"
+    "Temperature of each sample, `softplus(w*log(H/log K) + b)`, `H` the entropy (Balanya et al. 2022)"
     if not isinstance(w, Tensor): preds = preds.double()
     h = torch.special.entr(preds).sum(-1)/math.log(preds.shape[-1])
     # in a sure prediction the entropy is rounding: below 1e-4 it says no more
@@ -115,7 +122,8 @@ def entropy_temperature(
 
 def _minimise(loss, params, steps=200):
     "Least `loss()` over `params`, by L-BFGS"
-    opt = torch.optim.LBFGS(params, max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS(params, max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-12,
+                            line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
         l = loss()
@@ -141,7 +149,7 @@ def fit_entropy_temperature(
     prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
     logits:bool=False # Are `preds` logits?
 )->tuple: # `w`, `b`
-    "The `w` and `b` of `entropy_temperature` with the least negative log-likelihood, and the prior. Warns as `fit_temperature` does"
+    "The most probable `w` and `b` of `entropy_temperature`. Warns as `fit_temperature` does"
     return _entropy(*_fp64(preds, targs, logits), prior)
 
 # %% ../../nbs/28_train.temperature.ipynb #7343d179
@@ -172,26 +180,28 @@ def _structured(z, targs, whole, prior=.5, say=True):
 def fit_scaling(
     logits, # (N,K), on a calibration set that is not the test set: tensor or array
     targs, # (N,) true classes
-    kind:str='temperature', # Or 'entropy', 'structured', 'matrix'
+    kind:str='temperature', # Or 'entropy', 'structured', 'matrix'; or 'auto', see `choose_kind`
     prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
+    groups=None, # (N,) patients, for 'auto': each stays in one fold
     say:bool=True # Warn where the images alone set no temperature?
 )->dict: # Settings of `scale_logits`
     "Fit one of the scalings. Warns as `fit_temperature` does. Raises `ValueError` for another kind"
     check_kind(kind)
     z,targs = _fp64(logits, targs, True)
+    if kind=='auto': kind = choose_kind(compare_kinds(z, targs, groups, prior))
     if kind=='temperature': return dict(scale=1/_temperature(z, targs, prior, say))
     if kind=='entropy': return dict(entropy=_entropy(z, targs, prior, say))
     return _structured(z, targs, kind=='matrix', prior, say)
 
 def check_kind(
-    kind:str, # 'temperature', 'entropy', 'structured' or 'matrix'
-    others:tuple=() # Words that are taken as well
+    kind:str # 'temperature', 'entropy', 'structured', 'matrix' or 'auto'
 ):
     "Raise `ValueError` for anything else, with what to take in the place of vector scaling"
-    if kind in KINDS+tuple(others): return
-    known = ', '.join((*KINDS,*others))
-    if kind=='vector': raise ValueError(f"vector scaling has no penalty and needs many images of every class: use 'structured', the same with a penalty (kinds: {known})")
-    raise ValueError(f"kind must be one of {known}, got {kind!r}")
+    known = (*KINDS,'auto')
+    if kind=='vector':
+        raise ValueError("vector scaling has no penalty and needs many images of every class: "
+                         "use 'structured', the same with a penalty")
+    if kind not in known: raise ValueError(f"kind must be one of {', '.join(known)}, got {kind!r}")
 
 def scale_logits(
     z:Tensor, # (N,K) logits
@@ -207,3 +217,92 @@ def scale_logits(
         return z/entropy_temperature(z.softmax(-1), w, b)[...,None]
     z = z*scale
     return _affine(_smooth(z, eps), matrix, bias) if len(bias) else z
+
+# %% ../../nbs/28_train.temperature.ipynb #02b1535f
+def cross_folds(
+    targs, # (N,) true classes
+    groups=None, # (N,) patients, each of which stays in one fold
+    n_folds:int=5, # Or as many as there are images, or patients
+    seed:int=0 # Of the draw
+)->np.ndarray: # (N,) number of the fold
+    "Deal images, or whole patients, to folds, class by class"
+    codes = group_codes(groups, len(targs))
+    n = codes.max()+1
+    if n<2: raise ValueError(f"{n} patient can't be divided into folds: at least 2 are needed")
+    of_group = np.empty(n, dtype=np.int64)
+    of_group[codes[::-1]] = np.asarray(targs)[::-1]  # the class of a patient's first image
+    order = np.lexsort((np.random.default_rng(seed).random(n), of_group))
+    fold = np.empty(n, dtype=np.int64)
+    fold[order] = np.arange(n)%min(n_folds, n)
+    return fold[codes]
+
+def _cross_losses(z, targs, kind, prior, folds):
+    "NLL of each image, with a scaling that was fitted to the other folds"
+    losses = z.new_empty(len(z))
+    for k in np.unique(folds):
+        out = torch.from_numpy(folds==k)
+        fitted = fit_scaling(z[~out], targs[~out], kind, prior, say=False)
+        losses[out] = F.cross_entropy(scale_logits(z[out], **fitted), targs[out], reduction='none')
+    return losses.numpy()
+
+def refinement(
+    preds, # (N,K) probabilities, or logits: tensor or array
+    targs, # (N,) true classes
+    groups=None, # (N,) patients, each of which stays in one fold
+    prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
+    logits:bool=False, # Are `preds` logits?
+    n_folds:int=5 # Folds
+)->float: # In nats
+    "Mean NLL after temperature scaling, each fold with the temperature of the others (Berta et al. 2025)"
+    z,targs = _fp64(preds, targs, logits)
+    return float(_cross_losses(z, targs, 'temperature', prior, cross_folds(targs, groups, n_folds)).mean())
+
+# %% ../../nbs/28_train.temperature.ipynb #56977d81
+def compare_kinds(
+    logits, # (N,K), on a calibration set that is not the test set
+    targs, # (N,) true classes
+    groups=None, # (N,) patients, each of which stays in one fold
+    prior:float|None=.5 # Standard deviation of log T around 0; None: maximum likelihood
+)->pd.DataFrame: # `NLL`, `difference` to the temperature's, its `standard error`: a row per kind, the least NLL first
+    "Temperature, structured and matrix scaling, cross-fitted in five folds"
+    z,targs = _fp64(logits, targs, True)
+    folds,codes = cross_folds(targs, groups),group_codes(groups, len(targs))
+    kinds = ['temperature','structured'] + ['matrix']*(len(z)>=z.shape[1]*(z.shape[1]-1))
+    losses = {k: _cross_losses(z, targs, k, prior, folds) for k in kinds}
+    rows = {}
+    for k,loss in losses.items():
+        d = loss-losses['temperature']
+        by_patient = np.bincount(codes, d-d.mean())
+        rows[k] = dict(NLL=loss.mean(), difference=d.mean()) | {'standard error': (by_patient**2).sum()**.5/len(d)}
+    return pd.DataFrame(rows).T.sort_values('NLL', kind='stable')
+
+def choose_kind(
+    table:pd.DataFrame # From `compare_kinds`
+)->str: # 'temperature', 'structured' or 'matrix'
+    "The kind with the least NLL, if it is better than a temperature by more than one standard error"
+    best = table.iloc[0]
+    return table.index[0] if best.difference < -best['standard error'] else 'temperature'
+
+# %% ../../nbs/28_train.temperature.ipynb #1705b5b2
+def _noisy_loss(z, targs, t, r, prior):
+    "Minus the log-posterior of log T and the logit of rho*K/(K-1)"
+    K = z.shape[1]
+    rho = (K-1)/K*r.sigmoid()
+    p = _true((z/t.exp()).softmax(1), targs)
+    likelihood = ((1-rho)*p + rho*(1-p)/(K-1)).clamp(min=1e-300).log().sum()
+    return -likelihood - rho.log() - 9*(1-rho).log() + (t**2/(2*prior**2) if prior else 0)
+
+def fit_noisy_temperature(
+    logits, # (N,K) of images that their network was not trained on: tensor or array
+    targs, # (N,) classes, some of which may be wrong
+    prior:float|None=.5 # Standard deviation of log T around 0; None: maximum likelihood
+)->tuple: # `T`, and `rho`, the share of wrong labels
+    "Temperature and share of wrong labels together, with a Beta(2, 10) prior on the share"
+    z,targs = _fp64(logits, targs, True)
+    found = []
+    for T,r in ((_temperature(z, targs, prior, False),-3.), (.3,-1.), (1.,0.)):  # there may be several minima
+        t,r = (torch.tensor(o, dtype=torch.float64, requires_grad=True) for o in (math.log(T),r))
+        _minimise(lambda: _noisy_loss(z, targs, t, r, prior)/len(z), [t,r])
+        found.append((_noisy_loss(z, targs, t, r, prior).item(), t.exp().item(), r.sigmoid().item()))
+    _,T,share = min(found)
+    return T,(z.shape[1]-1)/z.shape[1]*share
