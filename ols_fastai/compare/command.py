@@ -146,6 +146,7 @@ def _train_all(comparisons, a, console):
     "Tables of the networks, and what has failed"
     results,failed = {},[]
     for arch,c in comparisons.items():
+        if a.several: console.rule(arch, align='left')
         try: results[arch] = c.train(a.bins, a.workers, console)
         except RunFailed: pass
         failed += [f'{arch}: {o}' if len(comparisons)>1 else o for o in c.failed.values()]

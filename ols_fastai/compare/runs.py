@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['make_learner', 'RunFailed', 'train_run']
 
-# %% ../../nbs/42_compare.runs.ipynb #da52e61a
+# %% ../../nbs/42_compare.runs.ipynb #4b9e7304
 import tempfile, time, warnings
 from contextlib import contextmanager
 from unittest.mock import patch as replaced
+import torch.distributed as dist
 from fastai.vision.all import *
 from fastai.callback import tracker
 from fastai.callback.channelslast import ChannelsLast
 from fastai.distributed import DistributedDL
 from fastai.metrics import ActivationType
+from timm.layers import convert_sync_batchnorm
 from ..core import *
 from ..data.images import *
 from ..data.loaders import *
@@ -240,19 +242,64 @@ class SharedDL(DistributedDL):
 
     def __len__(self): return len(self.whole)
 
+    def randomize(self):
+        self.whole.randomize()
+        self.dl.rng = self.whole.rng
+
     def get_idxs(self):
         idxs = self._broadcast(list(self.whole.get_idxs()), 0)
         batches = np.array(idxs[:len(self.whole)*self.whole.bs]).reshape(-1, self.world_size, self.bs)
         self.n = self.n_padded = batches.size
         return batches[:,self.rank].ravel().tolist()
 
-# %% ../../nbs/42_compare.runs.ipynb #2c1014fc
+# %% ../../nbs/42_compare.runs.ipynb #8bd2be00
+def _n_processes(): return max(1, num_distrib())
+
 def check_processes(
     bs:int # Images in a batch
 ):
     "Raises `ValueError` where a batch can't be shared out evenly among the processes"
-    n = max(1, num_distrib())
+    n = _n_processes()
     if bs%n: raise ValueError(f"bs must be a multiple of {n}, the number of processes, got {bs}")
+
+# %% ../../nbs/42_compare.runs.ipynb #dc6043fb
+_own_batch_norm = F.batch_norm
+
+class _Sum(torch.autograd.Function):
+    "The sum of a tensor of all processes; so is its gradient"
+    @staticmethod
+    def forward(ctx, x):
+        out = x.clone()
+        if num_distrib(): dist.all_reduce(out)
+        return out
+    @staticmethod
+    def backward(ctx, grad): return _Sum.forward(ctx, grad)
+
+def _mean_of_all(x): return _Sum.apply(x)/_n_processes()
+
+def _batch_norm_of_all(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):
+    "`F.batch_norm` with the statistics of all processes, whose shares are of one size"
+    if not training: return _own_batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    dims = [o for o in range(x.ndim) if o!=1]
+    shape = [-1 if o==1 else 1 for o in range(x.ndim)]
+    mean = _mean_of_all(x.mean(dims))
+    centred = x-mean.view(shape)
+    var = _mean_of_all(centred.pow(2).mean(dims))
+    n = _n_processes()*x.numel()/x.shape[1]
+    if running_mean is not None:
+        running_mean.lerp_(mean.detach(), momentum)
+        running_var.lerp_(var.detach()*n/(n-1), momentum)
+    out = centred*(var+eps).rsqrt().view(shape)
+    return out if weight is None else out*weight.view(shape)+bias.view(shape)
+
+@contextmanager
+def _shared_statistics(learn):
+    "Within it batch normalisation is of the whole batch"
+    if torch.cuda.is_available():
+        learn.model = convert_sync_batchnorm(learn.model)
+        yield
+    else:
+        with replaced.object(F, 'batch_norm', _batch_norm_of_all): yield
 
 @contextmanager
 def several_processes(
@@ -262,11 +309,10 @@ def several_processes(
     if num_distrib()<2:
         yield
         return
-    cuda,had_bar = torch.cuda.is_available(),hasattr(learn, 'progress')
-    loaders = list(learn.dls.loaders)
+    loaders,had_bar = list(learn.dls.loaders),hasattr(learn, 'progress')
     try:
         learn.dls.loaders = [SharedDL(loaders[0], device=learn.dls.device), *loaders[1:]]
-        with learn.distrib_ctx(sync_bn=cuda, cpu=not cuda): yield
+        with _shared_statistics(learn), learn.distrib_ctx(sync_bn=False, cpu=not torch.cuda.is_available()): yield
     finally:
         learn.dls.loaders = loaders
         if not had_bar: learn.remove_cb(ProgressCallback)  # which fastai gives all processes but the first
