@@ -34,9 +34,12 @@ from .calibration.plots import *
 from .calibration.features import *
 from .calibration.interpretation import *
 from .calibration.report import *
+from .compare.settings import *
 from .compare.statistics import *
 from .compare.runs import *
+from .compare.results import *
 from .compare.comparison import *
+from .compare.command import *
 from .compare.cli import *
 
 # %% ../nbs/90_all.ipynb #15797749

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['group_codes', 'proportion_interval', 'bootstrap', 'check_same_samples', 'paired_bootstrap', 'null_error',
-           'null_errors_by', 'calibrated_draws', 'consistency_band']
+           'null_errors_by', 'calibrated_draws', 'consistency_band', 'holm']
 
 # %% ../../nbs/31_calibration.resampling.ipynb #3adea63e
 import warnings
@@ -270,3 +270,17 @@ def consistency_band(
     band = np.full((2,n_bins), np.nan)
     band[:,full] = np.nanquantile(acc[:,full], [(1-level)/2,(1+level)/2], axis=0)
     return r.assign(band_low=band[0], band_high=band[1])
+
+# %% ../../nbs/31_calibration.resampling.ipynb #f0000002
+def holm(
+    p # P-values
+)->np.ndarray: # Corrected ones, in the same order
+    """P-values corrected for their number (Holm 1979): the chance that any true null hypothesis of them is rejected is
+    kept. NaN stays"""
+    p = np.asarray(p, dtype=float)
+    n = np.isfinite(p).sum()
+    order = np.argsort(p)[:n]  # NaN comes last
+    steps = p[order]*np.arange(n, 0, -1)
+    out = np.full(len(p), np.nan)
+    out[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return out

@@ -14,9 +14,11 @@ from fastai.vision.all import *
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from ..core import *
-from ..data.lists import *
+from ..data.splits import *
+from ..data.files import *
 from ..train.methods import *
 from ..train.models import *
+from ..calibration.metrics import *
 from .settings import *
 from .runs import *
 from .runs import check_processes, check_same_settings, remove_unfinished

@@ -9,6 +9,7 @@ __all__ = ['content_hash', 'item_name', 'item_ids', 'shared_items']
 import hashlib, itertools
 from pathlib import PurePath
 from fastai.vision.all import *
+from .items import *
 from .loaders import *
 
 # %% ../../nbs/15_data.identity.ipynb #ba3833cc

@@ -1,0 +1,276 @@
+"A comparison that is killed and started again ends as if nothing had happened; tables are made of what is stored; two processes share one."
+import io, os, shutil, signal, subprocess, sys, warnings
+from pathlib import Path
+import cv2, numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from fastai.losses import CrossEntropyLossFlat
+from rich.console import Console
+from ols_fastai.core import load_metadata, load_tensors, save_tensors
+from ols_fastai.train.methods import METHODS, Method
+from ols_fastai.compare.comparison import compare
+from ols_fastai.compare.results import load_comparison, print_summary, run_file, save_figures, save_report
+
+here = Path(__file__).parent
+quiet = Console(file=io.StringIO(), force_jupyter=False)
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "Three classes of noisy stripes, 8 images each to train on"
+    path,rng = tmp_path_factory.mktemp('stripes'),np.random.default_rng(0)
+    for split,n in dict(train=8, valid=4, test=4).items():
+        rows = []
+        for k in range(3):
+            for i in range(n):
+                a = rng.integers(0, 120, (16,16)).astype(np.uint8)
+                a[::k+2] += 100
+                fn = f'{split}_{k}_{i}.png'
+                cv2.imwrite(str(path/fn), a)
+                rows.append((fn, f'every {k+2}'))
+        pd.DataFrame(rows, columns=['filename','label']).to_csv(path/f'{split}.csv', index=False)
+    return path
+
+def lists(data): return {o: data/f'{o}.csv' for o in ('train','valid','test')}
+
+def small(data, out, **kwargs): return compare(**{**lists(data), **dict(out=out, methods=['hard'], arch='small_cnn', epochs=1, bs=8, size=16, num_workers=0, console=quiet), **kwargs})
+
+def run(*args, launcher=(), **env):
+    return subprocess.run([sys.executable, *launcher, str(here/'compare_worker.py'), *map(str, args)], cwd=here, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, 'OMP_NUM_THREADS':'1', 'CUDA_VISIBLE_DEVICES':'', **env})
+
+two = dict(launcher=('-m','torch.distributed.run','--standalone','--nproc_per_node','2'), ACCELERATE_USE_CPU='true')
+
+def figures(out): return pd.read_csv(out/'results.csv').drop(columns='seconds')
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')
+    r = run(data, out); assert r.returncode==0, r.stderr
+    return out
+
+# --- killed and started again
+
+# 3 batches an epoch, 9 a run, 6 runs: in the second epoch of the first run, in the last of the second, in the third run, in the fifth
+@pytest.mark.parametrize('kill_at', [5, 17, 22, 44, 50])
+def test_killed_comparison_ends_as_an_uninterrupted_one(data, whole, tmp_path, kill_at):
+    r = run(data, tmp_path, kill_at); assert r.returncode==-signal.SIGKILL, r.stderr
+    n_done = (kill_at-1)//9
+    kept = {o.name: o.stat().st_mtime_ns for o in (tmp_path/'runs').iterdir()}
+    assert len(kept)==n_done and [o.suffix for o in (tmp_path/'unfinished').iterdir()]==['.pt']
+    epoch = torch.load(next((tmp_path/'unfinished').iterdir()), weights_only=True)['epoch']
+    assert epoch==(kill_at-1)%9//3-1
+    r = run(data, tmp_path); assert r.returncode==0, r.stderr
+    pd.testing.assert_frame_equal(figures(tmp_path), figures(whole))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'history.csv'), pd.read_csv(whole/'history.csv'))
+    assert all((tmp_path/'runs'/o).stat().st_mtime_ns==t for o,t in kept.items()), 'finished runs are not repeated'
+    for fn in (whole/'runs').iterdir():
+        a,b = load_tensors(fn)[0],load_tensors(tmp_path/'runs'/fn.name)[0]
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not list((tmp_path/'unfinished').iterdir())
+
+def test_a_damaged_or_foreign_unfinished_run_is_named(data, whole, tmp_path):
+    args = dict(epochs=3, crop=.8)
+    r = run(data, tmp_path, 5); assert r.returncode==-signal.SIGKILL, r.stderr
+    fn = tmp_path/'unfinished/hard-0.pt'
+    with pytest.raises(ValueError, match='epochs was 3 and is now 4'): small(data, tmp_path, **{**args,'epochs':4})
+    kept = fn.read_bytes()
+    fn.write_bytes(kept[:len(kept)//2])
+    with pytest.raises(ValueError, match='hard-0.pt is damaged .*remove it'): small(data, tmp_path, **args)
+    fn.unlink()
+    r = run(data, tmp_path); assert r.returncode==0, r.stderr  # in a process like that of `whole`: with other threads sums come in another order
+    pd.testing.assert_frame_equal(figures(tmp_path), figures(whole))
+
+def test_a_watched_run_that_is_killed_keeps_its_best_epoch(data, tmp_path):
+    r = run(data, tmp_path/'whole', 0, 'refinement'); assert r.returncode==0, r.stderr
+    r = run(data, tmp_path/'killed', 10, 'refinement'); assert r.returncode==-signal.SIGKILL, r.stderr
+    for fn in (tmp_path/'killed/unfinished').glob('*-best.pth'): fn.write_bytes(b'cut')   # as a kill may leave it
+    r = run(data, tmp_path/'killed', 0, 'refinement'); assert r.returncode==0, r.stderr
+    for o in ('results','history'): pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/k/f'{o}.csv').drop(columns='seconds', errors='ignore') for k in ('whole','killed')))
+    a,b = (load_tensors(tmp_path/k/'runs/ols-0.safetensors')[0] for k in ('whole','killed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not list((tmp_path/'killed/unfinished').iterdir())
+
+# --- watched
+
+class Worse(Callback):
+    "Breaks the network in the last epochs"
+    order,run_valid = 40,False
+    def __init__(self, first): self.first = first
+    def after_train(self):
+        if self.epoch<self.first: return
+        with torch.no_grad(): self.model[-1].weight.copy_(-self.model[-1].weight)
+
+@pytest.mark.parametrize('monitor', ['accuracy','nll','refinement'])
+def test_the_best_epoch_is_kept_and_patience_stops(data, tmp_path, monkeypatch, monitor):
+    monkeypatch.setitem(METHODS, 'worse', Method('worse', lambda: (CrossEntropyLossFlat(), Worse(3)), 'here'))
+    small(data, tmp_path/'last', methods=['worse'], epochs=6, lr=.01)
+    small(data, tmp_path, methods=['worse'], epochs=6, lr=.01, monitor=monitor, patience=2)
+    tensors,info = load_comparison(tmp_path)['worse']
+    way = pd.DataFrame(info['history'])
+    best = way[monitor].idxmax() if monitor=='accuracy' else way[monitor].idxmin()
+    assert len(way)==min(6, best+3) and list(way.epoch)==list(range(len(way)))
+    accuracy = (tensors['valid_preds'].argmax(1)==tensors['valid_targs']).float().mean().item()
+    assert accuracy==pytest.approx(way.accuracy[best])
+    assert 'patience' in info['settings'] and 'patience' not in load_comparison(tmp_path/'last')['worse'][1]['settings']
+
+def test_each_run_keeps_its_way(data, tmp_path):
+    small(data, tmp_path, methods=['hard','ols'], epochs=3)
+    table = pd.read_csv(tmp_path/'history.csv')
+    assert list(table.groupby(['method','seed']).size())==[3,3]
+    assert {'epoch','lr','train_loss','valid_loss','accuracy','S_diagonal'}<=set(table)
+    tensors,info = load_comparison(tmp_path)['ols']
+    assert info['history'][-1]['S_diagonal']==pytest.approx(tensors['S'].diagonal().mean().item(), abs=1e-6)
+    assert 'S_diagonal' not in load_comparison(tmp_path)['hard'][1]['history'][0]
+    assert info['history'][-1]['accuracy']==pytest.approx((tensors['valid_preds'].argmax(1)==tensors['valid_targs']).float().mean().item())
+
+# --- tables are what lies in runs/
+
+def test_results_hold_what_is_stored_and_nothing_else(data, tmp_path):
+    small(data, tmp_path, methods=['hard','ls'])
+    assert set(pd.read_csv(tmp_path/'results.csv').method)=={'hard','ls'}
+    shutil.rmtree(tmp_path/'runs')
+    shutil.rmtree(tmp_path/'models')
+    small(data, tmp_path, epochs=2)
+    table = pd.read_csv(tmp_path/'results.csv')
+    assert set(table.method)=={'hard'} and len(table)==2 and len(pd.read_csv(tmp_path/'history.csv'))==2
+
+def test_other_bins_are_of_all_rows(data, tmp_path):
+    small(data, tmp_path, methods=['hard','ls'])
+    small(data, tmp_path, methods=['hard'], n_bins=10)
+    table = pd.read_csv(tmp_path/'results.csv')
+    assert 'ECE (15 bins)' not in table and table['ECE (10 bins)'].notna().all() and set(table.method)=={'hard','ls'}
+
+def test_workers_are_no_setting(data, tmp_path):
+    small(data, tmp_path)
+    fn = tmp_path/'runs/hard-0.safetensors'
+    assert 'num_workers' not in str(load_metadata(fn)['settings'])
+    made = fn.stat().st_mtime_ns
+    small(data, tmp_path, num_workers=1)
+    assert fn.stat().st_mtime_ns==made
+
+@pytest.mark.parametrize('bad,says', [(dict(n_bins=0),'n_bins must be at least 1'), (dict(pretrained=True),'small_cnn has no pretrained weights'), (dict(crop=2.),'crop must be'),
+                                      (dict(patience=1),'patience needs monitor'), (dict(methods=['hard','ls:eps=9']),'eps must be'), (dict(seeds=0),'seeds must be')])
+def test_what_is_wrong_is_said_before_anything_is_read(tmp_path, bad, says):
+    with pytest.raises(ValueError, match=says): compare('no list', 'no list', 'no list', out=tmp_path/'out', **{'arch':'small_cnn', **bad})
+    assert not (tmp_path/'out').exists()
+
+def test_two_commands_can_not_write_to_one_folder(data, tmp_path):
+    hold = f"""
+import time
+from ols_fastai.core import lock_folder
+with lock_folder({str(tmp_path)!r}):
+    print('locked', flush=True)
+    time.sleep(100)"""
+    p = subprocess.Popen([sys.executable, '-c', hold], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline()=='locked\n'
+    with pytest.raises(ValueError, match='another command is at work'): small(data, tmp_path)
+    p.kill()
+    p.wait()
+    assert len(small(data, tmp_path))==2
+
+def test_lists_of_classes_are_called_multi_label(data, tmp_path):
+    table = pd.concat([pd.read_csv(data/f'{o}.csv').assign(split=o) for o in ('train','valid','test')])
+    table.loc[table.filename=='train_0_0.png', 'label'] = 'every 2|every 3'
+    with pytest.raises(ValueError, match='multi-label'): small(data, tmp_path, train=table, valid=None, test=None, root=data)
+
+def test_two_seeds_show_their_values(data, tmp_path):
+    out = io.StringIO()
+    for n,says in ((2,'mean of 2 seeds (and both)'), (3,'mean of 3 seeds ± half of the 95 % interval')):
+        results = small(data, tmp_path, seeds=n)
+        print_summary(results, Console(file=out, width=200, force_jupyter=False))
+        assert says in out.getvalue()
+        assert ('±' in out.getvalue().replace('seeds ±', ''))==(n==3)
+
+# --- nothing fails for one method's sake
+
+class Diverges(Callback):
+    def after_pred(self): self.learn.pred = self.learn.pred*float('nan')
+
+@pytest.fixture
+def three(data, tmp_path, monkeypatch):
+    "A comparison of which one method has diverged"
+    monkeypatch.setitem(METHODS, 'nan', Method('diverging', lambda: (CrossEntropyLossFlat(), Diverges()), 'here'))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        results = small(data, tmp_path, methods=['nan','hard','ols'])
+    return tmp_path,results,[str(o.message) for o in said]
+
+def table_of(data): return pd.concat([pd.read_csv(data/f'{o}.csv').assign(split=o) for o in ('train','valid','test')], ignore_index=True)
+
+def test_a_run_that_diverges_costs_the_comparison_this_run(three, data):
+    out,results,said = three
+    assert list(results.method.unique())==['hard','ols'] and list(pd.read_csv(out/'results.csv').method.unique())==['hard','ols']
+    assert any(o.startswith('diverging, seed 0: predictions are not finite') for o in said)
+    assert not list((out/'unfinished').iterdir())
+    with pytest.warns(UserWarning, match='leaves out nan: there is no run'): files = save_figures(out, ['nan','hard','ols'])
+    assert [o.name for o in files]==['reliability.png','training.png','soft_labels.png']
+    with pytest.warns(UserWarning, match='leaves out nan'): page = save_report(out, ['nan','hard','ols'], table_of(data), data).read_text()
+    assert 'online label smoothing' in page and 'left out: nan' in page
+
+@pytest.mark.parametrize('damage', ['nan','other images','collapsed','valid'])
+def test_a_run_that_can_not_be_judged_is_left_out(data, tmp_path, damage):
+    small(data, tmp_path, methods=['hard','ls','ols'])
+    fn = run_file(tmp_path, 'runs', 'ls', 0)
+    tensors,info = load_tensors(fn)
+    if damage=='nan': tensors['preds'][0] = float('nan')
+    if damage=='other images': tensors['targs'] = tensors['targs'].flip(0)
+    if damage=='collapsed': tensors.update({k: torch.full_like(tensors[k], 1/3) for k in ('preds','valid_preds')})
+    if damage=='valid': tensors['valid_targs'] = tensors['valid_targs'][:-1]
+    save_tensors(fn, tensors, info)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        results = small(data, tmp_path, methods=['hard','ls','ols'])
+        files = save_figures(tmp_path, ['hard','ls','ols'])
+        report = save_report(tmp_path, ['hard','ls','ols'], table_of(data), data)
+    assert {'hard','ols'}<=set(results.method) and {'reliability.png','soft_labels.png'}<={o.name for o in files}
+    page = report.read_text()
+    assert 'online label smoothing' in page
+    if damage!='collapsed': assert 'left out: ls' in page and any('leaves out ls' in str(o.message) for o in said)
+
+def test_an_image_that_has_gone_costs_the_report_this_image(data, tmp_path):
+    copy = tmp_path/'images'
+    shutil.copytree(data, copy)
+    small(copy, tmp_path/'out', methods=['hard','ols'])
+    for fn in copy.glob('test_*.png'): fn.unlink()
+    assert 'online label smoothing' in save_report(tmp_path/'out', ['hard','ols'], table_of(data), copy).read_text()
+
+def test_a_baseline_that_diverges_is_trained_once(data, tmp_path, monkeypatch):
+    trained = []
+    def make(): trained.append(1); return CrossEntropyLossFlat(),Diverges()
+    monkeypatch.setitem(METHODS, 'hard', Method('hard labels', make, 'here'))
+    with pytest.warns(UserWarning) as said: results = small(data, tmp_path, methods=['hard','ls_plus','tfkd_self','ls'])
+    assert list(results.method.unique())==['ls']
+    assert sum('hard labels' in str(o.message) for o in said)==3 and len(trained)==2   # once to see that it can be made
+
+# --- several processes
+
+def test_two_processes_share_a_comparison(data, tmp_path):
+    "With the batch of one process, and its figures but for rounding"
+    r = run(data, tmp_path/'two', **two, CROP='1')
+    assert r.returncode==0, r.stderr[-3000:]
+    assert r.stderr.count('hard labels, seed 0')==1
+    r = run(data, tmp_path/'one', CROP='1', METHODS='hard,ols,tfkd_self'); assert r.returncode==0, r.stderr
+    pd.testing.assert_frame_equal(figures(tmp_path/'two'), figures(tmp_path/'one'), rtol=0, atol=1e-4)
+    a,b = (pd.read_csv(tmp_path/o/'history.csv') for o in ('two','one'))
+    pd.testing.assert_frame_equal(a, b, rtol=0, atol=1e-4)
+    settings = [load_metadata(tmp_path/o/'runs/ols-0.safetensors')['settings']['processes'] for o in ('two','one')]
+    assert settings==[2,1]
+
+def test_two_processes_stop_and_keep_the_best_together(data, tmp_path):
+    r = run(data, tmp_path/'two', 0, 'refinement', **two, CROP='1'); assert r.returncode==0, r.stderr[-3000:]
+    r = run(data, tmp_path/'one', 0, 'refinement', CROP='1'); assert r.returncode==0, r.stderr
+    pd.testing.assert_frame_equal(figures(tmp_path/'two'), figures(tmp_path/'one'), rtol=0, atol=1e-4)
+
+def test_a_killed_comparison_of_two_processes_goes_on(data, tmp_path):
+    r = run(data, tmp_path/'killed', 14, **two); assert r.returncode!=0     # in the second run
+    r = run(data, tmp_path/'killed', **two); assert r.returncode==0, r.stderr[-3000:]
+    r = run(data, tmp_path/'whole', **two); assert r.returncode==0, r.stderr[-3000:]
+    pd.testing.assert_frame_equal(figures(tmp_path/'killed'), figures(tmp_path/'whole'), rtol=0, atol=1e-4)
+
+@pytest.mark.parametrize('damaged', ['train','test'])
+def test_an_error_in_one_process_ends_both(data, tmp_path, damaged):
+    "A damaged training image is met by one of them alone"
+    copy = tmp_path/'images'
+    shutil.copytree(data, copy)
+    (copy/f'{damaged}_1_2.png').write_bytes(b'no picture')
+    r = run(copy, tmp_path/'out', **two)   # a hang would be a TimeoutExpired
+    assert r.returncode!=0 and f'{damaged}_1_2.png' in r.stderr
