@@ -2,20 +2,19 @@
 
     python benchmarks/step_cost.py        # 3 minutes; writes benchmarks/step_cost.csv
 
-Ratios within one run, medians over 15 alternating rounds. Peers are written here from their description (docs of the method, section 1):
-`loop` goes over the samples of a batch one by one; `columns` selects the correct samples with a mask and adds their probabilities with
-index_add_ to the columns of the accumulator.
+Ratios within one run, medians over 15 alternating rounds. Peers are written here from their description: `loop` goes
+over the samples of a batch one by one; `columns` selects the correct samples with a mask and adds their
+probabilities with index_add_ to the columns of the accumulator.
 """
-import csv, statistics, time
-from pathlib import Path
-import torch, torch.nn.functional as F
+import statistics, time
+import pandas as pd, torch, torch.nn.functional as F
 from torch.utils.data import TensorDataset
 from fastai.basics import *
-from fastai.callback.progress import ProgressCallback
 from fastai.losses import CrossEntropyLossFlat
-from ols_fastai.train.ols import OLSCallback
-from ols_fastai.core import package_versions
+from common import write_table
+from ols_fastai.core import quiet_learner
 from ols_fastai.train.models import create_model
+from ols_fastai.train.ols import OLSCallback
 from ols_fastai.train.soft_labels import SoftLabels, soft_cross_entropy
 
 rounds = 15
@@ -41,20 +40,26 @@ class Timed(OLSCallback):
         super().__call__(event_name)
         type(self).spent += time.perf_counter()-start
 
+def random_images(K, n, bs):
+    "Loaders of `n` batches at 32 px"
+    x,y = torch.randn(n*bs, 3, 32, 32),torch.randint(0, K, (n*bs,))
+    train,valid = TensorDataset(x, y),TensorDataset(x[:bs], y[:bs])
+    return DataLoaders(*(DataLoader(o, bs=bs, num_workers=0) for o in (train,valid)), device='cpu')
+
 def steps(arch, K, n_batches, bs=64):
-    "Training steps at 32 px through fastai's loop, with and without the callback; and the callback's events by themselves"
-    x,y = torch.randn(n_batches*bs, 3, 32, 32),torch.randint(0, K, (n_batches*bs,))
-    dls = DataLoaders(DataLoader(TensorDataset(x,y), bs=bs, num_workers=0), DataLoader(TensorDataset(x[:bs],y[:bs]), bs=bs, num_workers=0), device='cpu')
+    "Training steps through fastai's loop, with and without the callback; and the callback's events by themselves"
+    dls = random_images(K, n_batches, bs)
     def learner():
         learn = Learner(dls, create_model(arch, K), loss_func=CrossEntropyLossFlat(), opt_func=SGD)
-        learn.remove_cb(ProgressCallback); learn.logger,learn.create_mbar = noop,False
         learn._do_epoch_validate = noop
         return learn
     plain,ols,cb = learner(),learner(),Timed(fallback='hard')
     Timed.spent = 0.
-    median,times = alternate({'plain': lambda: plain.fit(1), 'OLSCallback': lambda: ols.fit(1, cbs=cb)}, 1)
+    with quiet_learner(plain), quiet_learner(ols):
+        median,times = alternate({'plain': lambda: plain.fit(1), 'OLSCallback': lambda: ols.fit(1, cbs=cb)}, 1)
     per_epoch = Timed.spent/(rounds+1)
-    median['plain + events'] = median['plain']+per_epoch; times['plain + events'] = [o+per_epoch for o in times['plain']]
+    median['plain + events'] = median['plain']+per_epoch
+    times['plain + events'] = [o+per_epoch for o in times['plain']]
     return {k: v/n_batches for k,v in median.items()}, {k: [o/n_batches for o in v] for k,v in times.items()}
 
 def updates(K, bs):
@@ -85,21 +90,20 @@ def updates(K, bs):
         count.index_add_(0, y[right], torch.ones_like(y[right], dtype=torch.float))
     return alternate(dict(ours=ours, loop=loop, columns=columns), 3 if K>=10_000 else 30)
 
+def rows(what, K, bs, median, times):
+    base = median.get('plain', median.get('ours'))
+    for k,v in median.items():
+        yield dict(what=what, K=K, batch=bs, way=k, ms=round(1000*v, 4), ratio=round(v/base, 3),
+                   lowest_ms=round(1000*min(times[k]), 4), highest_ms=round(1000*max(times[k]), 4))
+
 def main():
-    rows = []
-    def add(what, K, bs, median, times):
-        base = median.get('plain', median.get('ours'))
-        for k,v in median.items():
-            rows.append(dict(what=what, K=K, batch=bs, way=k, ms=round(1000*v, 4), ratio=round(v/base, 3), lowest_ms=round(1000*min(times[k]), 4), highest_ms=round(1000*max(times[k]), 4)))
-            print(rows[-1], flush=True)
+    out = []
     for arch,n in (('small_cnn',20),('resnet18',4)):
-        for K in (165,1000): add(f'step of {arch}', K, 64, *steps(arch, K, n))
+        for K in (165,1000): out += rows(f'step of {arch}', K, 64, *steps(arch, K, n))
     for K in (100,165,1000,10_000):
-        for bs in (64,256): add('update and loss', K, bs, *updates(K, bs))
-    out = Path(__file__).with_suffix('.csv')
-    with out.open('w', newline='') as f:
-        w = csv.DictWriter(f, [*rows[0], 'versions']); w.writeheader()
-        for o in rows: w.writerow({**o, 'versions': package_versions()})
-    print(out)
+        for bs in (64,256): out += rows('update and loss', K, bs, *updates(K, bs))
+    df = pd.DataFrame(out)
+    write_table(df, 'step_cost.csv')
+    print(df.to_string())
 
 if __name__=='__main__': main()
