@@ -456,7 +456,6 @@ def test_fetching_predictions_of_training_images_teaches_cpls_nothing():
 def test_every_epoch_is_recorded_whatever_predicts_in_it():
     for kwargs in (dict(ds_idx=0, inner=True), dict(ds_idx=0)):
         cb,record,learn = OLSCallback(),RecordSoftLabels(),toy_learner()
-        seen = Watch(lambda o: cb.S.clone())
         learn.add_cbs([cb,record])
         with no_random(1): learn.lr_find(num_it=6, show_plot=False)
         learn.fit(2, cbs=[Peek('after_train', 50, **kwargs),Peek('after_train', -1, **kwargs)])
