@@ -11,7 +11,7 @@ from ols_fastai.calibration.scaling import fit_temperature
 from ols_fastai.compare.results import run_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
-import anatomy, common, compactness, cost, studies, unmix
+import anatomy, calibrated, common, compactness, cost, paper, studies, unmix
 
 # --- common.py
 
@@ -70,6 +70,47 @@ def test_every_script_imports_and_starts_nothing(fn):
     "An API that a script uses has not gone"
     spec = importlib.util.spec_from_file_location(f'script_{fn.stem}', fn)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+# --- the tables of calibrated.py, paper.py, studies.py and unmix.py
+
+def committed(name): return pd.read_csv(Path(common.__file__).parent/name, nrows=1).columns.drop('versions').tolist()
+
+def store(out, methods, seed):
+    "Runs of made-up predictions; the sharper, the larger NLL"
+    (out/'runs').mkdir(parents=True, exist_ok=True)
+    for i,method in enumerate(methods):
+        info = dict(method=method, seed=seed, seconds=1., settings=dict(epochs=2))
+        save_tensors(run_file(out, 'runs', method, seed), dict(a_run(seed, 2.+i), S=torch.eye(4)), info)
+
+def test_calibrated_has_a_row_per_method_and_scaling_with_the_columns_of_what_is_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrated, 'seeds', 1)
+    store(tmp_path, ['hard',*calibrated.grid['LS'],*calibrated.grid['OLS']], 0)
+    df = calibrated.table(tmp_path)
+    assert df.columns.tolist()==committed('calibrated_brain.csv') and len(df)==15 and df.method.is_unique
+    assert dict(zip(df.method, df.spec))['LS tuned + TS']=='ls:eps=0.01'
+    old = pd.read_csv(Path(common.__file__).parent/'calibrated_brain.csv').method.unique()
+    assert set(old)-set(df.method)=={'OLS auto'+o for o in ('',' + TS',' + entropy TS')}, 'a method that has retired'
+
+def test_paper_takes_whole_seeds_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, 'runs', tmp_path)
+    out = paper.folder('BrainRegions', 'small_vgg')
+    methods = ['hard', *sum(paper.grid.values(), [])]
+    store(out, methods, 0)
+    store(out, methods[:-1], 1)
+    df = paper.table()
+    assert df.columns.tolist()==committed('paper.csv') and set(df.seed)=={0} and len(df)==7*3
+    assert set(df.arch)=={'small_vgg'} and df[df.method=='Tf-KD tuned'].spec.unique().tolist()==['tfkd_reg:a=0.1']
+
+def test_studies_and_unmix_have_the_columns_of_what_is_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, 'runs', tmp_path)
+    monkeypatch.setattr(studies, 'wrong', lambda *args: 0.)
+    methods = studies.studies['momentum'][.9][2]
+    store(studies.folder('right', 40), methods.values(), 3)
+    rows = list(studies.rows('momentum', .9, 'right', 40, methods))
+    assert [o['scaled'] for o in rows]==['none','temperature'] and [*rows[0]]==committed('studies.csv')
+    tensors,info = common.load_run(studies.folder('right', 40), 'ols:momentum=0.9', 3)
+    rows = list(unmix.rows('x', tensors, info))
+    assert [*rows[0]]==committed('unmix.csv') and len(rows)==2*len(unmix.ways)
 
 # --- unmix.py
 
