@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../nbs/90_all.ipynb #72f02ec4
 from .core import *
-from .pictures import *
 from .data.images import *
 from .data.tables import *
 from .data.splits import *
@@ -19,28 +18,29 @@ from .data.items import *
 from .data.loaders import *
 from .data.datasets import *
 from .train.soft_labels import *
+from .train.losses import *
 from .train.targets import *
 from .train.ols import *
-from .train.losses import *
 from .train.methods import *
 from .train.geols import *
 from .train.models import *
-from .train.features import *
 from .calibration.metrics import *
 from .calibration.resampling import *
 from .calibration.curves import *
 from .calibration.classes import *
 from .calibration.scaling import *
 from .calibration.conformal import *
+from .calibration.features import *
+from .calibration.pictures import *
 from .calibration.interpretation import *
 from .calibration.plots import *
+from .calibration.networks import *
 from .calibration.report import *
 from .compare.settings import *
 from .compare.statistics import *
 from .compare.runs import *
 from .compare.results import *
 from .compare.comparison import *
-from .compare.networks import *
 from .compare.command import *
 from .compare.cli import *
 

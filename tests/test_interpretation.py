@@ -11,12 +11,12 @@ from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
 from ols_fastai.train.ols import OLSCallback, RecordSoftLabels
 from ols_fastai.calibration.curves import *
-from ols_fastai.pictures import *
+from ols_fastai.calibration.pictures import *
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.plots import *
-from ols_fastai.train.features import *
+from ols_fastai.calibration.features import *
 from ols_fastai.calibration.interpretation import *
-from ols_fastai.compare.networks import *
+from ols_fastai.calibration.networks import *
 from ols_fastai.train.models import create_model
 from conftest import toy_learner
 

@@ -15,9 +15,9 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.train.identity import item_ids
+from ols_fastai.data.identity import item_ids
 from ols_fastai.data.loaders import image_dls
-from ols_fastai.train.temperature import KINDS, T_RANGE
+from ols_fastai.calibration.temperature import KINDS, T_RANGE
 from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.scaling import *
 
