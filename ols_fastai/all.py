@@ -30,8 +30,8 @@ from .calibration.curves import *
 from .calibration.classes import *
 from .calibration.scaling import *
 from .calibration.conformal import *
-from .calibration.features import *
 from .calibration.pictures import *
+from .calibration.features import *
 from .calibration.interpretation import *
 from .calibration.plots import *
 from .calibration.networks import *
