@@ -86,7 +86,7 @@ def _gather(runs, by, groups, n_bins, n, seed, miscoverage, data):
     if n<2: raise ValueError(f"n must be at least 2 resamples, got {n}")
     if isinstance(runs, CalibrationInterpretation): runs = {'network': runs}
     if not isinstance(runs, dict):
-        raise ValueError(f"runs must be a dictionary, name -> run, got {type(runs).__name__}; the path comes second")
+        raise ValueError(f"runs must be a dictionary, name -> run, got {type(runs).__name__}")
     if not runs: raise ValueError("no network to report on: runs is empty")
     known = {readable(k): _as_fields(k, o) for k,o in runs.items()}
     good,missing = _readable_runs(known)
@@ -276,13 +276,14 @@ def _answers(R, have):
     "Item, what it asks for, and the answer"
     def at(title, note=''): return section_link(title, note) if title in have else _ask
     by,units = ', '.join(R.by),'images' if R.patients is None else f'images, {R.unit}'
+    scaled = _found_settings(R, ['calibrated','scaling'])
     subgroups = f'by predicted class, {by}'
     if not by: subgroups = 'by predicted class; for key subgroups (sex, age, site) call calibration_report with by='
     return [
         ('TRIPOD+AI 12e', 'all measures and plots, and why they were chosen',
          at('Measures', 'definitions below the table')),
         ('TRIPOD+AI 12f, 24', 'updating of the model such as recalibration, and what it gave',
-         at('After scaling') if 'After scaling' in have else _found_settings(R, ['calibrated','scaling']) or _ask),
+         at('After scaling', scaled) if 'After scaling' in have else scaled or _ask),
         ('TRIPOD+AI 13', 'methods against class imbalance, and recalibration after them',
          _found_settings(R, ['balanced','class_weight','n_per_class']) or _ask),
         ('TRIPOD+AI 15', 'what the model gives out',
@@ -334,6 +335,13 @@ def _all_sections(R):
         made['Summary']['blocks'][1:1] = note
     return [*made.values(), _checklist(R, made), _limits(R, made)]
 
+def _check_path(path, runs):
+    "Raise before anything is computed if the report could not be written"
+    if isinstance(runs, (str,Path)): raise ValueError("the runs come first, then the path: calibration_report(runs, path)")
+    path = Path(path)
+    if path.parent.is_dir(): return path
+    raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")
+
 def calibration_report(
     runs:dict, # Name -> `CalibrationInterpretation`, `(preds, targs)` or a dictionary; all judged on the same images
     path:str|Path='report.html', # HTML file to write; its folder must exist
@@ -356,9 +364,7 @@ def calibration_report(
 
     Raises `ValueError` where the runs don't go together, where no network can be judged, or for a `by` that is the
     true class; `FileNotFoundError` for a folder that is missing"""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")
+    path = _check_path(path, runs)
     # a notebook's backend sets itself up at the first figure; within `figure` that would be undone
     plt.close(plt.figure())
     R = _gather(runs, by, groups, n_bins, n, seed, miscoverage, data)
