@@ -196,7 +196,7 @@ def _measure(self:Comparison, method, seed, tables):
     "Rows of a run that is stored, or why there are none"
     fn = run_file(self.out, 'runs', method, seed)
     try: rows = tables.add(fn, *load_tensors(fn))
-    except ValueError as e: return [],str(e)
+    except Exception as e: return [],str(e)
     tables.write()
     return rows,None
 

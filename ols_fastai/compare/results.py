@@ -76,7 +76,7 @@ class StoredTables:
         tensors:dict, # What is in it
         info:dict # And beside it
     ):
-        "Measure a run. Raises `ValueError` where it can't be judged"
+        "Measure a run. Raises whatever a run that can't be judged makes the measures raise"
         self.rows[fn],self.way[fn] = run_rows(tensors, info, self.n_bins),history_rows(info)
         return self.rows[fn]
 
@@ -84,7 +84,7 @@ class StoredTables:
         for fn in _stored(self.out):
             if fn in self.rows: continue
             try: self.add(fn, *load_tensors(fn))
-            except ValueError as e: warnings.warn(f"{fn} is left out of results.csv: {e}")
+            except Exception as e: warnings.warn(f"{fn} is left out of results.csv: {e}")
 
     def write(self):
         "Write `results.csv` and `history.csv`"
