@@ -1,6 +1,5 @@
 "The command `ols_compare` as it is started: help at once, one line for a mistake, Ctrl-C, files of every name, edited methods."
-import os, re, resource, shutil, signal, subprocess, sys, time
-from pathlib import Path
+import os, re, resource, signal, subprocess, sys
 import cv2, numpy as np, pandas as pd, pytest
 from ols_fastai import __version__
 from ols_fastai.core import load_metadata
@@ -103,7 +102,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert r.returncode==2 and 'Traceback' not in r.stderr, r.stderr
     last = r.stderr.strip().splitlines()[-1]
     assert last.startswith('ols_compare: ') and 'File too large: make room; the same command goes on' in last, r.stderr
-    assert not [o for o in (tmp_path/'out').rglob('.*part*')]
+    assert not list((tmp_path/'out').rglob('.*part*'))
 
 def test_a_run_that_fails_is_said_and_the_others_come_out(tmp_path):
     root = make_tree(tmp_path/'images')

@@ -319,7 +319,7 @@ def test_top_overconfident():
 
 def test_mistakes_are_shown_as_their_files(interp):
     fig,m = interp.plot_top_overconfident(3),interp.top_overconfident(3)
-    for ax,(i,row) in zip(fig.axes, m.iterrows()):
+    for ax,(_,row) in zip(fig.axes, m.iterrows()):
         a = cv2.imread(str(interp.learn.path/row.filename), cv2.IMREAD_GRAYSCALE)
         np.testing.assert_allclose(np.asarray(ax.images[0].get_array())*255, a, atol=.5)
         assert ax.get_title()==f'predicted {row.predicted} {row.confidence:.0%}\ntrue {row.true} {row.p_true:.0%}\n({row.filename})'
@@ -634,7 +634,7 @@ def test_the_state_is_that_of_the_time(image_learner):
     S = learn.soft_labels.S.clone()
     learn.fit(1, .1, cbs=OLSCallback())
     assert torch.equal(interp.soft_labels, S) and not torch.equal(learn.soft_labels.S, S)
-    with pytest.raises(ValueError, match='60 of its|of its 60'): 
+    with pytest.raises(ValueError, match='60 of its|of its 60'):
         calibrate(learn); CalibrationInterpretation(learn, learn.dls.valid, None, preds=interp.preds, targs=interp.targs)
 
 def test_intervals_stay_within_the_range():
@@ -692,7 +692,7 @@ def test_images_that_can_not_be_read_any_more(tmp_path):
     interp = CalibrationInterpretation.from_preds(p, t, images=read)
     fig,rows = interp.plot_top_overconfident(6),interp.top_overconfident(6).index
     for ax,i in zip(fig.axes, rows):
-        assert bool(ax.images)==(i%2==0) and any(f'no file' in o.get_text() for o in ax.texts)==bool(i%2)
+        assert bool(ax.images)==(i%2==0) and any('no file' in o.get_text() for o in ax.texts)==bool(i%2)
 
 def test_soft_labels_of_few_and_of_many_classes():
     "Few have their numbers; of many those are shown that share the most"

@@ -15,7 +15,6 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.data.identity import item_ids
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.temperature import KINDS, T_RANGE
 from ols_fastai.calibration.metrics import nll
@@ -350,7 +349,6 @@ ways = dict(ours=our_dls,
 
 @pytest.mark.parametrize('way', ways)
 def test_images_are_known_by_what_they_are_not_by_their_names(tmp_path, way, monkeypatch):
-    import cv2
     a,b = hospital(tmp_path/'a', 0),hospital(tmp_path/'b', 1)
     one_up = a.assign(filename='a/'+a.filename)
     (tmp_path/'link').symlink_to(tmp_path/'a')
@@ -450,7 +448,7 @@ def test_one_equal_row_does_not_refuse_a_set():
     with pytest.raises(ValueError, match='5 of its 300'): check_not_calibrated_on(learn, learn.dls.valid.new(TensorDataset(z,y)))
 
 def test_a_table_without_transforms():
-    from fastai.tabular.all import TabularDataLoaders, tabular_learner, range_of
+    from fastai.tabular.all import TabularDataLoaders, tabular_learner
     rng = np.random.default_rng(0)
     df = pd.DataFrame(rng.normal(size=(80,2)), columns=['a','b']).assign(y=rng.integers(0, 3, 80))
     dls = TabularDataLoaders.from_df(df, cont_names=['a','b'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(40,80)), bs=20, device='cpu')

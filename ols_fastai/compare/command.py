@@ -6,8 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/85_compare.command.ipynb #dc530001
-import hashlib, json, runpy, sys, traceback, warnings
-from contextlib import ExitStack
+import hashlib, json, runpy, sys, traceback
 from fastai.vision.all import *
 from rich.console import Console
 from ..core import *

@@ -6,7 +6,7 @@
 __all__ = ['make_learner', 'RunFailed', 'train_run']
 
 # %% ../../nbs/82_compare.runs.ipynb #4b9e7304
-import tempfile, time, warnings
+import time, warnings
 from contextlib import contextmanager
 from unittest.mock import patch as replaced
 import torch.distributed as dist

@@ -6,9 +6,8 @@
 __all__ = ['Schedule', 'Monitor', 'PAPER_RECIPE', 'Settings', 'with_settings']
 
 # %% ../../nbs/80_compare.settings.ipynb #342aa2f4
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
-from fastcore.docments import docments
 from fastcore.meta import delegates
 
 # %% ../../nbs/80_compare.settings.ipynb #e89935b9
