@@ -1,5 +1,6 @@
 "Public signatures: `python tools/signatures.py` lists what is missing in them; exit code 1 if anything is."
 import inspect, sys, typing
+from dataclasses import is_dataclass
 from importlib import import_module
 from beartype.door import is_bearable
 from beartype import BeartypeConf
@@ -58,7 +59,7 @@ def undescribed():
     res = []
     for name,owner,f in public():
         if not inspect.getdoc(owner): res.append(f'{name}: no docstring')
-        d = docments(f, full=True)
+        d = docments(owner if is_dataclass(owner) and f.__name__=='__init__' else f, full=True)
         missing = [o.name for o in parameters(f) if not d.get(o.name, {}).get('docment')]
         if missing: res.append(f"{name}: no comment for {', '.join(missing)}")
     return res
