@@ -151,8 +151,8 @@ def check_splits(
     """Check a table that training, validation and test are taken from.
 
     Raises `ValueError` for what `clean_table` refuses, for an image or a patient in two splits, and for a label that
-    training lacks. Warns of classes and patients that may be one or none, of classes that validation or test have no image of,
-    and of other columns that look like patients"""
+    training lacks. Warns of classes and patients that may be one or none, of classes that validation or test have no
+    image of, and of other columns that look like patients"""
     df = clean_table(df, patient)
     if patient not in (None,'patient') and patient not in df:
         columns = ', '.join(map(repr, df.columns))
