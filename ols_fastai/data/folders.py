@@ -41,6 +41,7 @@ def _is_dicom(fn):
 def _is_image(folder, name):
     suffix = file_suffix(name)
     if suffix in image_suffixes: return True
+    if name.upper()=='DICOMDIR': return False   # the table of contents of a disc
     return (not suffix or suffix[1:].isdigit()) and _is_dicom(os.path.join(folder, name))
 
 def _walk(folder):

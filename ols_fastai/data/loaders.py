@@ -185,7 +185,7 @@ def image_block(
     min_side:int|None=None # Decode large JPEGs at 1/2, 1/4 or 1/8, as long as their shorter side keeps so many pixels
 )->DataBlock: # Call its `dataloaders(df)`
     "The `DataBlock` of a table of images"
-    vocab = sorted(clean_labels(df)[split_codes(df)==0].unique().tolist())
+    vocab = sorted(spell_labels(df)[split_codes(df)==0].unique().tolist())
     image = CVImageBlock(stats, window, min_side)
     image.type_tfms = L(ReadRow(find_root(df, root, check_files=False), list(image.type_tfms), on_error))
     return TableBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)),

@@ -56,6 +56,14 @@ def _warn_of_spellings(df):
     warnings.warn(f"{' and '.join(shown)} are two classes, which differ in {how} alone{and_more(len(twins))}: "
                   "if that is a slip, write them alike")
 
+def _warn_of_missing_words(df):
+    "Say which class is, by its name, a missing label that was turned into text"
+    words = sorted(missing_words & set(map(str, df['label'].unique())))
+    if not words: return
+    n = int((df['label'].astype(str)==words[0]).sum())
+    warnings.warn(f"the class {words[0]!r} of {n} images has the name of a missing label: "
+                  "if they have none, fill it in or take the rows out")
+
 def warn_of_lacking(
     df:pd.DataFrame # From `clean_table`, with the column `split`
 ):
@@ -143,8 +151,8 @@ def check_splits(
     """Check a table that training, validation and test are taken from.
 
     Raises `ValueError` for what `clean_table` refuses, for an image or a patient in two splits, and for a label that
-    training lacks. Warns of classes and patients that may be one, of classes that validation or test have no image of,
-    and of other columns that look like patients"""
+    training lacks. Warns of classes and patients that may be one or none, of classes that validation or test have no
+    image of, and of other columns that look like patients"""
     df = clean_table(df, patient)
     if patient not in (None,'patient') and patient not in df:
         columns = ', '.join(map(repr, df.columns))
@@ -152,6 +160,7 @@ def check_splits(
     split_codes(df)
     _check_known(df)
     _warn_of_spellings(df)
+    _warn_of_missing_words(df)
     warn_of_lacking(df)
     check_overlap(df, patient, allow_overlap)
     if patient is not None and patient in df: _warn_of_similar_patients(df, patient)
