@@ -19,7 +19,8 @@ def inherited(cls):
 def members(cls):
     "(name, owner, function): the constructor and the public methods that the package gives a class"
     if '__init__' in vars(cls): yield '',cls,cls.__init__
-    theirs = inherited(cls)
+    # a method that a class of ours settles for its subclasses is described there
+    theirs = inherited(cls) | {name for b in cls.__mro__[1:] if b.__module__.startswith(pkg) for name in vars(b)}
     for name in vars(cls):
         f = getattr(cls, name)
         if name[0]=='_' or name in theirs or hasattr(event, name): continue

@@ -63,7 +63,9 @@ class DiskNames:
         base:str|Path # Folder that names are relative to
     ): self.base,self._listings,self._folders = Path(base),{},{'':''}
 
-    def listing(self, folder):
+    def listing(self,
+        folder:str # Relative to `base`
+    ):
         if folder not in self._listings: self._listings[folder] = _Listing(self.base/folder)
         return self._listings[folder]
 
@@ -91,7 +93,9 @@ class DiskNames:
         other = clean_name(name.replace('\\', '/'))
         return other and self.find(other)
 
-    def exact(self, folder):
+    def exact(self,
+        folder:str # Relative to `base`
+    )->set:
         "The names in a folder, if it is called so; else none"
         return self.listing(folder).names if self.folder(folder)==folder else set()
 

@@ -114,6 +114,13 @@ class ReducedLoss(nn.Module):
         super().__init__()
         self.reduction = reduction
 
+    def each(self,
+        logits:Tensor, # (N,K)
+        targs:Tensor # (N,) true classes
+    )->Tensor: # (N,)
+        "The loss of each sample: what a subclass gives"
+        raise NotImplementedError(f"{type(self).__name__} needs a method each(logits, targs)")
+
     def forward(self, logits, targs):
         loss = self.each(logits, targs)
         if self.reduction=='mean': return loss.mean()
