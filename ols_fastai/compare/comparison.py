@@ -259,7 +259,10 @@ def compare(
     for o in c.failed.values(): warnings.warn(o)
     return results
 
-def check_bins(n_bins):
+def check_bins(
+    n_bins:int # Bins of the ECE
+):
+    "Raise `ValueError` where there would be no bin"
     if n_bins<1: raise ValueError(f"n_bins must be at least 1, got {n_bins}")
 
 # %% ../../nbs/84_compare.comparison.ipynb #630197ff

@@ -66,6 +66,7 @@ class DiskNames:
     def listing(self,
         folder:str # Relative to `base`
     ):
+        "What a folder holds, looked up once"
         if folder not in self._listings: self._listings[folder] = _Listing(self.base/folder)
         return self._listings[folder]
 
