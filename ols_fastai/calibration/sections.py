@@ -28,7 +28,7 @@ class Report:
     "What the sections are made from"
     runs:dict # Name -> `CalibrationInterpretation`, all of the same images
     known:dict = field(default_factory=dict) # Name -> what else is known of a run, see `calibration_report`
-    by:list = () # Columns to judge by
+    by:list|tuple = () # Columns to judge by
     unit:str = 'images' # What is resampled: 'images', 'patients'
     patients:np.ndarray|None = None # (N,) patient of each image
     n_bins:int = 15 # Bins of equal width
