@@ -129,6 +129,7 @@ def _draw_group(ax, s, row, name, n_bins, patients):
     means = f'conf. {row.confidence:.0%}, acc. {row.accuracy:.0%}'
     ax.set_title(f"{short_text(name, 24)} (n = {row['count']:.0f})\n{means}", fontsize=8)
     ax.set(xlim=(0,1), ylim=(-.02,1.02), xticks=[0,.5,1], yticks=[0,.5,1])
+    ax.tick_params(labelsize=8)
     _percent_axes(ax)
 
 def _group_panels(n):
@@ -227,7 +228,7 @@ def plot_class(
     groups=None # (N,) patient of each image; None: images are independent
 )->plt.Figure:
     "One class: calibration curve with its region, probability by outcome, decision curve (Vickers & Elkin 2006)"
-    p,y = outcome(preds, targs, k)
+    p,y = one_outcome(preds, targs, k)
     name = short_text(k if name is None else name, 30)
     codes = None if groups is None else patient_codes(groups, len(y))
     fig,axs = plt.subplots(1, 3, figsize=(12,4.2), layout='constrained')
