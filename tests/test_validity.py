@@ -3,7 +3,7 @@
 Of 100 data sets a statement at 95 % holds in 88 to 99 with a chance of 99 %. What is not meant to hold is named here, and on the page."""
 import sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import pandas as pd, pytest
 
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root/'benchmarks'))
