@@ -16,6 +16,7 @@ from .data.files import *
 from .data.checks import *
 from .data.items import *
 from .data.loaders import *
+from .data.identity import *
 from .data.datasets import *
 from .train.soft_labels import *
 from .train.losses import *
@@ -28,6 +29,8 @@ from .calibration.metrics import *
 from .calibration.resampling import *
 from .calibration.curves import *
 from .calibration.classes import *
+from .calibration.temperature import *
+from .calibration.calibrated import *
 from .calibration.scaling import *
 from .calibration.conformal import *
 from .calibration.pictures import *
