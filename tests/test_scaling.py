@@ -168,7 +168,7 @@ def test_folds_are_by_patient_and_by_class():
     assert set(folds)==set(range(5)) and (pd.Series(folds[:190]).groupby(who[:190]).nunique()==1).all() and len(set(folds[190:]))>1
     assert (cross_folds(y, who)==folds).all() and (cross_folds(y, who, seed=1)!=folds).any()
     with pytest.raises(ValueError, match='1 patient'): cross_folds(y, ['a']*200)
-    with pytest.raises(ValueError, match='3 groups for 200'): cross_folds(y, ['a','b','c'])
+    with pytest.raises(ValueError, match='each of the 200 samples, got 3'): cross_folds(y, ['a','b','c'])
 
 def test_refinement_does_not_see_a_temperature():
     z,y = logits_and_targs(600, 5)

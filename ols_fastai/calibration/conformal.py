@@ -10,7 +10,8 @@ import math, warnings
 import numpy as np, pandas as pd
 from scipy import stats
 from fastai.basics import *
-from ..data.identity import group_codes, shared_items
+from ..data.identity import shared_items
+from .resampling import group_codes
 from .metrics import check_preds
 
 # %% ../../nbs/57_calibration.conformal.ipynb #ded3fa95

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
-from ..data.identity import group_codes
+from .resampling import group_codes
 
 # %% ../../nbs/54_calibration.temperature.ipynb #ec73a611
 T_RANGE = (1e-4, 1e4)  # temperatures are searched here, and a result at an edge is said
