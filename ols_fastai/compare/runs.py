@@ -157,7 +157,7 @@ class KeptRun(Callback):
         fn:Path, # File
         made_with:dict, # All that settles the run: a file of another is refused
         history:RunHistory # Its rows, its method's callback and what watches it are kept too
-    ): self.fn,self.made_with,self.history,self.spent,self.states,self.waited = fn,made_with,history,0.,None,{}
+    ): self.fn,self.made_with,self.history,self.spent,self.states,self.waited,self.smoothed = fn,made_with,history,0.,None,{},None
 
     @property
     def first_epoch(self): return self.history.first_epoch
@@ -187,6 +187,7 @@ class KeptRun(Callback):
         if self.learns: self.history.method_cb.load_state_dict(kept['method'])
         self.history.rows,self.history.first_epoch = kept['history'],kept['epoch']+1
         self.spent,self.states,self.waited = kept['seconds'],kept['states'],kept['trackers']
+        self.smoothed = kept['smoothed']
 
     def remove(self):
         "Forget the run"
@@ -204,6 +205,8 @@ def before_fit(self:KeptRun):
     self.started = time.perf_counter()-self.spent
     for o in self.history.trackers:
         for k,v in self.waited.get(o.name, {}).items(): setattr(o, k, v)
+    # fastai's training loss is an average over all batches before, and starts again with a fit
+    if self.smoothed: self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = self.smoothed
 
 @patch
 def before_epoch(self:KeptRun):
@@ -216,7 +219,8 @@ def _state(self:KeptRun):
     "All that the next epoch depends on"
     out = dict(settings=self.made_with, epoch=self.epoch, seconds=time.perf_counter()-self.started, history=_plain(self.history.rows),
                model=get_model(self.model).state_dict(), opt=_plain(self.opt.state_dict()), states=_random_states(self.dls),
-               trackers={o.name: _tracker_state(o) for o in self.history.trackers}, best=None)
+               trackers={o.name: _tracker_state(o) for o in self.history.trackers}, best=None,
+               smoothed=(self.recorder.smooth_loss.count, self.recorder.smooth_loss.val.as_subclass(Tensor)))
     best = _best_file(self.fn)
     if best.exists(): out['best'] = torch.load(best, weights_only=True, map_location='cpu')
     if self.learns: out['method'] = self.history.method_cb.state_dict()
