@@ -18,9 +18,9 @@ from .data.items import *
 from .data.loaders import *
 from .data.datasets import *
 from .train.soft_labels import *
+from .train.losses import *
 from .train.targets import *
 from .train.ols import *
-from .train.losses import *
 from .train.methods import *
 from .train.geols import *
 from .train.models import *
@@ -30,9 +30,11 @@ from .calibration.curves import *
 from .calibration.classes import *
 from .calibration.scaling import *
 from .calibration.conformal import *
-from .calibration.plots import *
+from .calibration.pictures import *
 from .calibration.features import *
 from .calibration.interpretation import *
+from .calibration.plots import *
+from .calibration.networks import *
 from .calibration.report import *
 from .compare.settings import *
 from .compare.statistics import *

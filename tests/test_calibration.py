@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 import sklearn.metrics as skm
 from fastai.basics import F, nn
+from fastai.callback.tracker import SaveModelCallback
 from hypothesis import given, settings, strategies as st
 from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
@@ -359,6 +360,17 @@ def test_a_missing_patient_is_no_patient():
         widths = [(b:=bootstrap(nll, p, t, groups=o, n=300).iloc[0]).high-b.low for o in (g,alone)]
     assert widths[0]==pytest.approx(widths[1], rel=.15)
 
+@pytest.mark.parametrize('like', (True,False))
+def test_a_share_by_patient(like):
+    "95 % intervals of 60 patients of ten images hold the truth in about 95 %, alike or independent"
+    rng,hits,narrow = np.random.default_rng(0),[],[]
+    for _ in range(300):
+        x = np.repeat(rng.random(60)<.9, 10) if like else rng.random(600)<.9
+        _,low,high = proportion_interval(x, np.arange(600)//10)
+        hits.append(low<=.9<=high)
+        narrow.append((lambda o: o[1]<=.9<=o[2])(proportion_interval(x)))
+    assert .92<=np.mean(hits)<=.99 and (np.mean(narrow)<.6)==like
+
 def test_groups_of_any_type():
     for groups in (['a','b','a'],[7,8,7],np.array([1.5,2.,1.5]),pd.Series(['x','y','x'], dtype='category'),pd.to_datetime(['2020','2021','2020'])):
         assert group_codes(groups, 3).tolist()==[0,1,0]
@@ -432,6 +444,34 @@ def test_the_band_is_that_of_resampling():
     np.testing.assert_allclose(b[['band_low','band_high']].values.T[:,full], np.nanquantile(acc, [.025,.975], axis=0)[:,full], atol=.03)
     assert b[b['count']==0][['band_low','band_high']].isna().all(axis=None)
 
+def test_the_band_by_patient():
+    "60 patients of ten like images: bins of a calibrated network stay in their band, which they leave if images are taken as independent"
+    def outside(p, t, groups):
+        b = consistency_band(p, t, 10, n=300, groups=groups).query('count>=30')
+        return ((b.accuracy<b.band_low-1e-9)|(b.accuracy>b.band_high+1e-9)).tolist()
+    rows = [clustered(60, 10, seed=i) for i in range(30)]
+    assert .3<np.mean(sum((outside(p, t, None) for p,t,_ in rows), [])) and np.mean(sum((outside(*o) for o in rows), []))<.1
+    p,t = draw(400, 4)
+    a,b = (consistency_band(p, t, 5, n=4000, groups=o)[['band_low','band_high']] for o in (None,np.arange(400)))
+    np.testing.assert_allclose(a, b, atol=.02)  # every image a patient: the same
+    band = consistency_band(torch.eye(4)[[0,1,2,3]*5], torch.arange(20)%4, 3, groups=np.arange(20)//2)
+    assert band[['band_low','band_high']].iloc[2].tolist()==[1,1]
+
+def test_standard_error_of_a_slice():
+    "Of slices with few patients a calibrated network's gap is within 1.96 standard errors in about 95 %"
+    outside,naive = [],[]
+    for seed in range(60):
+        p,t,g = clustered(60, 10, seed=seed, K=14)
+        conf,by = p.max(1).values.numpy(),p.argmax(1).numpy()
+        d,v = conf-(by==t.numpy()),conf*(1-conf)
+        gaps = abs(np.bincount(by, d))
+        outside += (gaps>1.96*null_errors_by(d, v, by, g)+1e-9)[np.unique(by)].tolist()
+        naive += (gaps>1.96*null_errors_by(d, v, by)+1e-9)[np.unique(by)].tolist()
+    assert np.mean(outside)<.08 and np.mean(naive)>.3
+    d,v = np.array([1.,-1,2,0]),np.ones(4)
+    same(null_error(d, v), 2); same(null_error(d, v, [0,0,1,1]), 2); same(null_error(d, v, [0,1,0,1]), 10**.5)
+    np.testing.assert_allclose(null_errors_by(d, v, np.array([0,0,1,1])), 2**.5)
+
 # As fastai metrics
 
 def last(learn): return dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
@@ -467,6 +507,42 @@ def test_measures_pickle_and_tell_what_they_take():
     same(ece(n_bins=7)(*draw(50, 4)), ece(*draw(50, 4), n_bins=7))
     assert [f().name for f in BINNED]==[f.__name__ for f in BINNED]
     assert mce(min_count=1).name=='mce_15_1' and ece(n_bins=15).name=='ece'
+
+@pytest.mark.parametrize('monitor,metric', (('ece',ece), ('ece_5',ece(n_bins=5)), ('top_1_accuracy',top_k_acc)))
+def test_callbacks_monitor_a_measure(monitor, metric, tmp_path):
+    "SaveModelCallback keeps the epoch that is best by this measure"
+    lower = monitor!='top_1_accuracy'
+    learn = toy_learner(metrics=[nll,metric], lr=.5)
+    learn.path = tmp_path
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='SaveModelCallback')
+        learn.fit(6, cbs=SaveModelCallback(monitor=monitor, comp=np.less if lower else None))
+    seen = [dict(zip(learn.recorder.metric_names[1:], v))[monitor] for v in learn.recorder.values]
+    p,t = learn.get_preds()  # of the network that was kept
+    same(metric(p, t), min(seen) if lower else max(seen), 1e-6)
+    assert len(set(seen))>2
+
+def test_a_callback_that_looks_for_the_highest_error_is_told(tmp_path):
+    learn = toy_learner(metrics=[ece])
+    learn.path = tmp_path
+    with pytest.warns(UserWarning, match='SaveModelCallback looks for the highest ece, and lower is better: pass it comp=np.less'):
+        learn.fit(1, cbs=SaveModelCallback(monitor='ece'))
+
+def test_a_measure_of_ones_own():
+    @as_measure(lower_is_better=False)
+    def p_true(preds, targs=None, power=1): return (sample_stats(preds, targs).p_true**power).mean().item()
+    learn = toy_learner(metrics=[p_true,p_true(power=2)])
+    learn.fit(1)
+    seen = last(learn)
+    p,t = learn.get_preds()
+    same(seen['p_true'], p.gather(1, t[:,None]).mean().item(), 1e-6); same(seen['p_true_2'], p_true(p, t, 2), 1e-6)
+
+def test_in_percent():
+    p,t = draw(200, 5)
+    for m,f in ((in_percent(top_k_acc),top_k_acc), (in_percent(top_k_error(k=2)),lambda p, t: top_k_error(p, t, 2))): same(m(p, t), 100*f(p, t), 0)
+    a,b = (bootstrap({'a': o}, p, t, n=30).iloc[0] for o in (top_k_acc,in_percent(top_k_acc)))
+    np.testing.assert_allclose(100*a, b)
+    assert top_k_acc().scale==1  # the measure itself stays
 
 def test_a_pickled_metric_takes_no_validation_set_along():
     "`learn.export` pickles the metrics"

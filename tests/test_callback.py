@@ -16,7 +16,7 @@ from fastai.metrics import accuracy
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.losses import MaxSup, MbLS, SoftmaxLoss
 from ols_fastai.train.methods import CPLSCallback, FixedTargets, TfKDSelf, parse_method
-from ols_fastai.train.ols import OLSCallback
+from ols_fastai.train.ols import OLSCallback, RecordSoftLabels
 from ols_fastai.train.soft_labels import SoftLabels
 from ols_fastai.train.targets import SoftTargetCallback
 
@@ -452,6 +452,15 @@ def test_fetching_predictions_of_training_images_teaches_cpls_nothing():
     toy_learner().fit(2, cbs=plain)
     toy_learner().fit(2, cbs=[cb,FetchPredsCallback(ds_idx=0)])
     assert torch.equal(cb.S, plain.S) and not torch.equal(cb.S, torch.eye(K))
+
+def test_every_epoch_is_recorded_whatever_predicts_in_it():
+    for kwargs in (dict(ds_idx=0, inner=True), dict(ds_idx=0)):
+        cb,record,learn = OLSCallback(),RecordSoftLabels(),toy_learner()
+        learn.add_cbs([cb,record])
+        with no_random(1): learn.lr_find(num_it=6, show_plot=False)
+        learn.fit(2, cbs=[Peek('after_train', 50, **kwargs),Peek('after_train', -1, **kwargs)])
+        learn.validate(); learn.get_preds()
+        assert list(record.matrices)==[1,2] and torch.equal(record.matrices[2], cb.S) and not torch.equal(record.matrices[1], cb.S)
 
 def test_a_failed_prediction_in_the_middle_of_a_fit_loses_no_epoch():
     class Fails(Callback):

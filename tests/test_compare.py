@@ -112,6 +112,28 @@ def test_the_best_epoch_is_kept_and_patience_stops(data, tmp_path, monkeypatch, 
     assert accuracy==pytest.approx(way.accuracy[best])
     assert 'patience' in info['settings'] and 'patience' not in load_comparison(tmp_path/'last')['worse'][1]['settings']
 
+class Stops(Callback):
+    "Ctrl-C in an epoch"
+    order,run_valid = 98,False
+    def __init__(self, worse, epoch): self.worse,self.at = worse,epoch
+    def after_train(self):
+        self.worse.learn = self.learn
+        self.worse.after_train()
+        if self.epoch==self.at: raise KeyboardInterrupt
+
+def test_an_interrupted_run_knows_what_was_best_and_how_long_it_has_waited(data, tmp_path, monkeypatch):
+    watched = dict(methods=['worse'], epochs=8, lr=.01, monitor='nll', patience=3)
+    for out,stops in (('whole',[None]), ('interrupted',[4,None])):
+        for at in stops:
+            monkeypatch.setitem(METHODS, 'worse', Method('worse', lambda at=at: (CrossEntropyLossFlat(), Stops(Worse(2), at)), 'here'))
+            if at is None: small(data, tmp_path/out, **watched)
+            else:
+                with pytest.raises(KeyboardInterrupt): small(data, tmp_path/out, **watched)
+    a,b = (load_comparison(tmp_path/o)['worse'] for o in ('whole','interrupted'))
+    way = pd.DataFrame(a[1]['history'])
+    assert way.nll.idxmin()<4 and len(way)<8     # stopped, after an epoch that was the best before the interruption
+    assert a[1]['history']==b[1]['history'] and torch.equal(a[0]['preds'], b[0]['preds'])
+
 def test_each_run_keeps_its_way(data, tmp_path):
     small(data, tmp_path, methods=['hard','ols'], epochs=3)
     table = pd.read_csv(tmp_path/'history.csv')
@@ -132,6 +154,12 @@ def test_results_hold_what_is_stored_and_nothing_else(data, tmp_path):
     small(data, tmp_path, epochs=2)
     table = pd.read_csv(tmp_path/'results.csv')
     assert set(table.method)=={'hard'} and len(table)==2 and len(pd.read_csv(tmp_path/'history.csv'))==2
+
+def test_other_settings_are_refused_for_a_new_method_too(data, tmp_path):
+    small(data, tmp_path)
+    for other in (dict(epochs=2), dict(monitor='nll'), dict(size=20)):
+        with pytest.raises(ValueError, match=f'{next(iter(other))} was'): small(data, tmp_path, methods=['ls'], **other)
+    small(data, tmp_path, methods=['ls'], wd=.5)   # which the schedule does not read
 
 def test_other_bins_are_of_all_rows(data, tmp_path):
     small(data, tmp_path, methods=['hard','ls'])

@@ -14,7 +14,7 @@ def one_coverage(kind, miscoverage, n, m, seed):
     return s.table(p[n:], y[n:]).iloc[0]
 
 @pytest.mark.parametrize('miscoverage', [.05,.1,.3])
-@pytest.mark.parametrize('kind', ['lac','aps'])
+@pytest.mark.parametrize('kind', ['lac','aps','raps'])
 def test_the_sets_cover_what_was_asked(kind, miscoverage):
     n,m,runs = 199,2000,40
     hits = sum(one_coverage(kind, miscoverage, n, m, s).coverage*m for s in range(runs))
@@ -26,32 +26,110 @@ def test_aps_is_never_empty_and_larger():
     aps,lac = (pd.DataFrame([one_coverage(k, .1, 199, 1000, s) for s in range(20)]) for k in ('aps','lac'))
     assert (aps['empty']==0).all() and aps.coverage.mean()<.93 and aps['mean size'].mean()>lac['mean size'].mean()
 
-@given(n=st.integers(1, 60), miscoverage=st.floats(.02, .9), kind=st.sampled_from(['lac','aps']), K=st.integers(2, 6), ties=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=120, deadline=None)
-def test_sets_by_the_definition(n, miscoverage, kind, K, ties, seed):
+def slow_scores(p, u, kind, lam, k_reg):
+    p,out = p.double().numpy(),np.zeros(p.shape)
+    for i,row in enumerate(p):
+        order = sorted(range(len(row)), key=lambda k: (-row[k], k))
+        for r,k in enumerate(order):
+            out[i,k] = 1-row[k] if kind=='lac' else sum(row[o] for o in order[:r+1])-u[i]*row[k]
+            if kind=='raps': out[i,k] += lam*max(0, r+1-k_reg)
+    return out
+
+@given(n=st.integers(1, 60), miscoverage=st.floats(.02, .9), kind=st.sampled_from(['lac','aps','raps']), K=st.integers(2, 6), ties=st.booleans(),
+       by=st.sampled_from([None,'class','scanner']), with_ids=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+@pytest.mark.filterwarnings('ignore:.*thresholds')
+def test_sets_by_the_definition(n, miscoverage, kind, K, ties, by, with_ids, seed):
     g = torch.Generator().manual_seed(seed)
     def make(n):
         z = 2*torch.randn(n, K, generator=g)
-        return (z.round() if ties else z).softmax(1), torch.randint(0, K, (n,), generator=g)
-    (p,y),(q,_) = make(n),make(7)
-    s = ConformalSets(p, y, miscoverage, kind)
-    def scores(p):
-        p,out = p.double().numpy(),np.zeros(p.shape)
-        if kind=='lac': return 1-p
-        for i,row in enumerate(p):
-            order = np.argsort(-row, kind='stable')
-            out[i,order] = np.cumsum(row[order])
-        return out
-    cal = np.sort(scores(p)[np.arange(n),y.numpy()])
-    k = int(np.ceil(round((n+1)*(1-miscoverage), 6)))
-    assert s.threshold==(np.inf if k>n else cal[k-1])
-    sets = s(q).numpy()
-    low = scores(q)<=s.threshold
-    if kind=='lac': assert (sets==low).all()
-    else:
-        low[np.arange(7),q.argmax(1).numpy()] = True          # never empty
-        assert (sets==low).all()
-    if k>n: assert sets.all()
+        ids = torch.randint(1, 9**9, (n,2), generator=g).numpy() if with_ids else None
+        return (z.round() if ties else z).softmax(1),torch.randint(0, K, (n,), generator=g),ids,torch.randint(0, 2, (n,), generator=g).tolist()
+    (p,y,ids,group),(q,_,q_ids,q_group) = make(n),make(7)
+    if by=='scanner': q_group = [o if o in group else group[0] for o in q_group]
+    s = ConformalSets(p, y, miscoverage, kind, by=group if by=='scanner' else by, seed=seed, lam=.1, k_reg=2, ids=ids)
+    scores,new = (slow_scores(o, row_uniforms(o, seed, i).tolist(), kind, .1, 2) for o,i in ((p,ids),(q,q_ids)))
+    sets = s(q, by=q_group if by=='scanner' else None, ids=q_ids).numpy()
+    for i in range(7):
+        for k in range(K):
+            same = [j for j in range(n) if by is None or (by=='class' and y[j]==k) or (by=='scanner' and group[j]==q_group[i])]
+            cal = sorted(scores[j,y[j]] for j in same)
+            at = int(np.ceil(round((len(cal)+1)*(1-miscoverage), 6)))
+            threshold = cal[at-1] if at<=len(cal) else np.inf
+            if abs(new[i,k]-threshold)<1e-12: continue          # a sum in another order
+            assert sets[i,k]==(new[i,k]<=threshold or (kind!='lac' and k==q[i].argmax()))
+
+def saturated(n, K=56, seed=2, temper=25):
+    "Predictions whose largest probability is 1 in fp32, some of them wrong"
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, K, generator=g); y = torch.randint(0, K, (n,), generator=g)
+    z[torch.arange(n),y] += 3
+    return (temper*z).softmax(1),y
+
+@pytest.mark.parametrize('kind', ['aps','raps'])
+@pytest.mark.filterwarnings('ignore:.*thresholds')
+def test_saturated_predictions_have_small_sets(kind):
+    p,y = saturated(2000)
+    lac,aps = (ConformalSets(p[:1000], y[:1000], kind=k).table(p[1000:], y[1000:]).iloc[0] for k in ('lac',kind))
+    assert aps['mean size']<1.5*lac['mean size'] and aps['mean size']<3 and aps.coverage>.87
+
+def test_a_threshold_of_1_is_said():
+    p,y = saturated(300, temper=1000)
+    with pytest.warns(UserWarning, match=r'1 of 1 thresholds \(of all\) are 1 or more'): ConformalSets(p, torch.randint(0, 56, (300,)))
+    with pytest.warns(UserWarning, match='infinite'): ConformalSets(p[:8], y[:8])
+
+def mean_coverage(make, runs=40):
+    "Of each group, over runs"
+    return pd.DataFrame([make(s).coverage for s in range(runs)]).mean()
+
+@pytest.mark.parametrize('kind', ['lac','aps'])
+def test_each_class_and_each_group_is_covered(kind):
+    def data(seed):
+        z,y = logits_and_targs(2400, 3, w=torch.tensor([.4,1.,2.]), seed=seed)
+        group = np.where(np.random.default_rng(seed).random(2400)<.3, 'MR', 'CT')
+        z[group=='MR'] *= 3                                    # over-confident on one scanner alone
+        return z.softmax(1),y,group
+    def table(seed, by):
+        p,y,group = data(seed)
+        names = group if by=='scanner' else y.numpy()
+        s = ConformalSets(p[:600], y[:600], .1, kind, by={'scanner':group[:600], 'class':'class', None:None}[by])
+        return s.table(p[600:], y[600:], by=names[600:])
+    for by in ('class','scanner'):
+        got = mean_coverage(lambda s: table(s, by))
+        assert (got>.885).all(), got
+        if kind=='lac': assert (got<.93).all(), got
+    if kind=='lac': assert mean_coverage(lambda s: table(s, None)).min()<.88   # what one threshold does
+
+def patients(seed, n=60, each=10):
+    "Like images of each patient"
+    z,y = logits_and_targs(n, 5, seed=seed)
+    g = torch.Generator().manual_seed(seed)
+    z = z.repeat_interleave(each, 0)+.1*torch.randn(n*each, 5, generator=g)
+    return z.softmax(1),y.repeat_interleave(each),np.arange(n).repeat(each)
+
+def test_one_image_of_each_patient_calibrates():
+    p,y,who = patients(0)
+    s = ConformalSets(p, y, groups=who)
+    assert s.n==60
+    order = np.random.default_rng(0).permutation(600)
+    first = np.sort(order[~pd.Series(who[order]).duplicated()])
+    assert s.threshold==ConformalSets(p[first], y[first]).threshold and (who[first]==np.arange(60)).all()
+    # by patients the promise holds; with all images as if they were independent the threshold is no surer than with 60
+    cover = [ConformalSets(p, y, groups=who)(q).gather(1, t[:,None]).double().mean().item() for (p,y,who),(q,t,_) in ((patients(s),patients(s+1000, 400, 1)) for s in range(60))]
+    assert .885<np.mean(cover)<.93
+
+def test_the_interval_by_patients_holds_the_coverage():
+    cal = patients(999, 300, 1)
+    s = ConformalSets(*cal[:2])
+    true = s.table(*patients(7, 20000, 1)[:2]).coverage.item()
+    held = dict(images=0, patients=0)
+    for seed in range(100):
+        p,y,who = patients(seed+5000)
+        for k,groups in (('images',None),('patients',who)):
+            r = s.table(p, y, groups=groups).iloc[0]
+            held[k] += r.low<=true<=r.high
+            assert 0<=r.low<=r.coverage<=r.high<=1
+    assert held['patients']>=91 and held['images']<75
 
 def test_coverage_by_group_and_its_interval():
     z,y = logits_and_targs(600, 4)

@@ -1,5 +1,5 @@
 "Files survive kills and full disks; a folder belongs to one command at a time; what the first process decides, all do."
-import multiprocessing, os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd, pytest, torch
 from ols_fastai import core

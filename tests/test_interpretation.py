@@ -1,20 +1,22 @@
 "Pictures and tables of calibration: right numbers in the right places, and clear errors."
-import os
+import math, os
 import cv2, matplotlib, matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, timm, torch
 from hypothesis import given, settings, strategies as st
+from pathlib import Path
 from PIL import Image
 from fastai.callback.progress import ProgressCallback
 from fastai.basics import Learner, Module, no_random
 from torch import Tensor, nn
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.train.ols import OLSCallback, RecordSoftLabels
 from ols_fastai.calibration.curves import *
-from ols_fastai.train.ols import OLSCallback
+from ols_fastai.calibration.pictures import *
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.plots import *
 from ols_fastai.calibration.features import *
 from ols_fastai.calibration.interpretation import *
-from ols_fastai.calibration.features import _three
+from ols_fastai.calibration.networks import *
 from ols_fastai.train.models import create_model
 from conftest import toy_learner
 
@@ -71,6 +73,7 @@ def test_rows_of_the_table(interp):
     "The paper's row is part of it, intervals of plain means hold their value, and one seed gives one table"
     t = interp.table(n_bins=10, n=100)
     row = summary_metrics(interp.preds, interp.targs, 10)
+    assert row.pop('Top-5 error %')==0 and 'Top-5 error %' not in t.index   # of three classes
     np.testing.assert_allclose(t.value[list(row)], list(row.values()), rtol=1e-12)
     for k in ('NLL','Brier','mean confidence'): assert t.low[k]<=t.value[k]<=t.high[k], k
     pd.testing.assert_frame_equal(t, interp.table(n_bins=10, n=100))
@@ -84,15 +87,16 @@ def test_columns_of_the_list(interp):
     ct = (interp.items.modality=='CT').to_numpy()
     assert by['CT'].value.NLL==pytest.approx(nll(interp.preds[ct], interp.targs[ct]), abs=1e-12)
     assert interp.table(by=ct, n=0)['True'].value.NLL==by['CT'].value.NLL
-    guess = interp.calibration_by()
-    assert guess['count'].to_dict()=={k: n for k,n in zip('abc', interp.preds.argmax(1).bincount(minlength=3).tolist()) if n}
-    with pytest.raises(ValueError, match="no column 'body part': it has filename, label, modality, patient"): interp.table(by='body part')
+    predicted = interp.calibration_by()
+    assert predicted['count'].to_dict()=={k: n for k,n in zip('abc', interp.preds.argmax(1).bincount(minlength=3).tolist()) if n}
+    with pytest.raises(ValueError, match="no column 'body part': it has filename, label, modality, patient, .*there is 'predicted'"): interp.table(by='body part')
 
 def test_items_that_are_no_table(interp):
-    "A container of rows says what it holds by `frame`; others have no columns"
+    "A list kept compactly, a table and a list of files are tables; others have no columns"
     from types import SimpleNamespace as N
     def of(items): return CalibrationInterpretation(None, N(items=items), interp.losses, preds=interp.preds, targs=interp.targs)
-    assert of(N(frame=lambda: interp.items)).table(by='modality', n=0).equals(interp.table(by='modality', n=0))
+    for items in (interp.items, interp.dl.items): assert of(items).table(by='modality', n=0).equals(interp.table(by='modality', n=0))
+    assert of([Path(f'{i}.png') for i in range(11)]).items.filename[3]=='3.png'
     assert of(list(range(11))).items is None
 
 def test_given_loader_is_in_the_order_of_its_list(image_learner):
@@ -106,13 +110,13 @@ def test_a_group_of_one_has_no_interval():
     interp = CalibrationInterpretation.from_preds(p, t, np.array(names), pd.DataFrame(dict(kind=['US']+['CT']*20, patient=['a']*11+['b']*10)))
     by = interp.table(by='kind', n=20)
     assert by['US'].value.NLL==pytest.approx(nll(p[:1], t[:1])) and by['US'][['low','high']].isna().all().all() and by['CT'].low.NLL<by['CT'].high.NLL
-    assert interp.table(by='patient', groups='patient', n=20)['a'].low.isna().all()
+    assert interp.table(by='patient', n=20)['a'].low.isna().all()
 
 def test_patients_are_resampled_whole():
     "Twenty copies of each image carry no news: drawn by image they pretend to"
     p,t = (o.repeat_interleave(20, 0) for o in random_preds(30))
     interp = CalibrationInterpretation.from_preds(p, t, items=pd.DataFrame(dict(patient=np.arange(600)//20)))
-    width = [(o.high-o.low)['NLL'] for o in (interp.table(n=200), interp.table(n=200, groups='patient'))]
+    width = [(o.high-o.low)['NLL'] for o in (interp.table(n=200, groups=False), interp.table(n=200))]
     assert width[1]>3*width[0]
 
 def test_bad_arrays():
@@ -124,11 +128,12 @@ def test_bad_arrays():
     with pytest.raises(ValueError, match='there are 2 class names'): make(p, t, ['a','b'])
     with pytest.raises(ValueError, match='19 items for 20'): make(p, t, items=pd.DataFrame(dict(a=range(19))))
     interp = make(p, t)
-    with pytest.raises(ValueError, match="no list to take 'modality'"): interp.table(by='modality')
+    with pytest.raises(ValueError, match="no list to take 'modality' from"): interp.table(by='modality')
     with pytest.raises(ValueError, match='19 groups for 20'): interp.calibration_by(range(19))
+    with pytest.raises(ValueError, match='19 patients for 20'): interp.table(groups=range(19))
     for f in (interp.features, interp.plot_tsne, interp.plot_template_plane, lambda: interp[0], lambda: interp.plot_top_losses(2)):
         with pytest.raises(ValueError, match='from_learner'): f()
-    with pytest.raises(ValueError, match='not trained with OLSCallback'): interp.plot_soft_labels()
+    with pytest.raises(ValueError, match='train with OLSCallback'): interp.plot_soft_labels()
     with pytest.raises(ValueError, match='give from_preds images'): interp.plot_top_overconfident()
 
 def test_methods_leave_the_functions_alone():
@@ -184,7 +189,8 @@ def test_calibration_by():
     assert by['count'].to_dict()=={'CT': 10, 'MR': 10, '(empty)': 20}
     conf = p[0::4].max(1).values.double()
     right = (p[0::4].argmax(1)==t[0::4]).double()
-    np.testing.assert_allclose(by.loc['CT'], [10, conf.mean(), right.mean(), conf.mean()-right.mean(), 1.96*((conf*(1-conf)).sum()**.5)/10], rtol=1e-6)
+    assert by.columns.tolist()==['count','confidence','accuracy','gap','chance','p','p_holm']
+    np.testing.assert_allclose(by.loc['CT'].iloc[:5], [10, conf.mean(), right.mean(), conf.mean()-right.mean(), 1.96*((conf*(1-conf)).sum()**.5)/10], rtol=1e-6)
     beyond = by.gap.abs()-by.chance
     assert (beyond.diff().dropna()<=0).all()
 
@@ -202,7 +208,7 @@ def test_grid(n_groups, n, visible):
     fig = plot_reliability_by(p, t, groups, n)
     axs = [o for o in fig.axes if o.get_visible()]
     by = calibration_by(p, t, groups)
-    assert [o.get_title().split('\n')[0] for o in axs]==by.index[:n].tolist() and len(axs)==visible
+    assert [o.get_title().split(' (')[0] for o in axs]==by.index[:n].tolist() and len(axs)==visible
     mine = groups==by.index[0]
     r = reliability_table(p[mine], t[mine], 10).query('count>0')
     np.testing.assert_allclose(axs[0].lines[-1].get_xydata(), r[['confidence','accuracy']])
@@ -241,10 +247,16 @@ def test_order_brings_similar_ones_together():
     o = cluster_order(S)
     assert {frozenset(o[i:i+2]) for i in (0,2,4)}=={frozenset(p) for p in ((0,5),(1,4),(2,3))}
 
+def assert_map(ax, S):
+    "All of `S` is there, its diagonal without a colour, and the scale ends at what is not the diagonal"
+    im,off = ax.images[0],S-np.diag(np.diag(S))
+    np.testing.assert_allclose(im.get_array().data, S, rtol=1e-6)
+    assert (im.get_array().mask==np.eye(len(S), dtype=bool)).all() and im.norm.vmax>=off.max()
+
 def test_heat_map_shows_the_matrix_in_its_order():
     S,o = random_S(),cluster_order(random_S())
     ax = plot_soft_labels(S, names).axes[0]
-    np.testing.assert_allclose(ax.images[0].get_array(), S.numpy()[np.ix_(o,o)], rtol=1e-6)
+    assert_map(ax, S.numpy()[np.ix_(o,o)])
     for labels in (ax.get_xticklabels(),ax.get_yticklabels()): assert [t.get_text() for t in labels]==[names[i] for i in o]
 
 def test_bad_soft_labels():
@@ -276,12 +288,12 @@ def test_epochs(n_epochs, n, shown):
     maps = [o for o in fig.axes if o.images]
     assert [int(o.get_title().split()[1].rstrip(':')) for o in maps]==shown
     o = cluster_order(S[n_epochs])
-    for ax,e in zip(maps, shown): np.testing.assert_allclose(ax.images[0].get_array(), S[e].numpy()[np.ix_(o,o)], rtol=1e-6)
+    for ax,e in zip(maps, shown): assert_map(ax, S[e].numpy()[np.ix_(o,o)])
     assert len({(ax.images[0].norm.vmin,ax.images[0].norm.vmax) for ax in maps})==1
     pairs = most_similar(S[n_epochs], names, 3)
     lines = fig.axes[-1].lines
     for line,(_,row) in zip(lines, pairs.iterrows(), strict=True):
-        i,j = names.index(row['class']),names.index(row.resembles)
+        i,j = names.index(row['class']),names.index(row.similar)
         assert line.get_ydata()==pytest.approx([float(S[e][i,j]) for e in range(1, n_epochs+1)])
         assert line.get_label()==f'{names[i]}\n→ {names[j]}'
 
@@ -301,16 +313,16 @@ def test_top_overconfident():
     m = top_overconfident(p, t, 5, names)
     wrong = (p.argmax(1)!=t).nonzero()[:,0]
     assert m.index.tolist()==sorted(wrong.tolist(), key=lambda i: -p[i].max())[:5]
-    for i,row in m.iterrows(): assert (row.guess,row.true)==(names[p[i].argmax()],names[t[i]]) and row.p_true==pytest.approx(float(p[i,t[i]]))
+    for i,row in m.iterrows(): assert (row.predicted,row.true)==(names[p[i].argmax()],names[t[i]]) and row.p_true==pytest.approx(float(p[i,t[i]]))
     assert len(top_overconfident(p, t, 999))==len(wrong) and top_overconfident(p, p.argmax(1)).empty
     with pytest.raises(ValueError, match='2 class names'): top_overconfident(p, t, class_names=['a','b'])
 
 def test_mistakes_are_shown_as_their_files(interp):
     fig,m = interp.plot_top_overconfident(3),interp.top_overconfident(3)
-    for ax,(i,row) in zip(fig.axes, m.iterrows()):
+    for ax,(_,row) in zip(fig.axes, m.iterrows()):
         a = cv2.imread(str(interp.learn.path/row.filename), cv2.IMREAD_GRAYSCALE)
         np.testing.assert_allclose(np.asarray(ax.images[0].get_array())*255, a, atol=.5)
-        assert ax.get_title()==f'says {row.guess} {row.confidence:.0%}\nis {row.true} {row.p_true:.0%}\n(row {i})'
+        assert ax.get_title()==f'predicted {row.predicted} {row.confidence:.0%}\ntrue {row.true} {row.p_true:.0%}\n({row.filename})'
         assert row.true==interp.items.label[interp.items.filename==row.filename].item()
 
 @pytest.mark.parametrize('make', [lambda a: a, lambda a: torch.as_tensor(a)[None].expand(3, -1, -1), lambda a: Image.fromarray(a), lambda a: np.stack([a]*3, -1)])
@@ -426,8 +438,8 @@ def test_classes_of_the_plane(interp):
     assert 'towards a' in interp.plot_template_plane(['c','a','b']).axes[0].get_xlabel()
     with pytest.raises(ValueError, match="no class 'd'"): interp.plot_template_plane(['a','b','d'])
     p = torch.tensor([[.5,.05,.4,.05],[.1,.8,.05,.05],[.4,.05,.5,.05],[.1,.1,.1,.7]])
-    assert _three(p, torch.arange(4))==[0,2,1]   # of the others, 1 shares .25 with them and 3 shares .30
-    with pytest.raises(ValueError, match='there are 2'): _three(torch.tensor([[.5,.5]]), torch.tensor([0]))
+    assert three_classes(p, torch.arange(4))==[0,2,1]   # of the others, 1 shares .25 with them and 3 shares .30
+    with pytest.raises(ValueError, match='there are 2'): three_classes(torch.tensor([[.5,.5]]), torch.tensor([0]))
 
 def test_tsne():
     x,y = clouds((20,20,20,20), D=6)
@@ -454,8 +466,8 @@ def two(): return {k: CalibrationInterpretation.from_preds(*random_preds()) for 
 
 def test_comparison_with_itself_is_nought():
     c = compare_calibration(two(), n=20)
-    d = c['two - one']
-    assert (d.fillna(0)==0).all().all() and list(dict.fromkeys(c.columns.get_level_values(0)))==['one','two','two - one']
+    d = c['two minus one']
+    assert (d.fillna(0)==0).all().all() and list(dict.fromkeys(c.columns.get_level_values(0)))==['one','two','two minus one']
     pd.testing.assert_frame_equal(c['one'], two()['one'].table(n=20))
 
 def test_comparison_is_paired():
@@ -464,8 +476,8 @@ def test_comparison_is_paired():
     a,b = (CalibrationInterpretation.from_preds(o, t) for o in (p, (p*.98+.02/K)))
     c = compare_calibration({'a': a, 'b': b}, n=100)
     width = c.xs('high', axis=1, level=1).loc['NLL']-c.xs('low', axis=1, level=1).loc['NLL']
-    assert width['b - a']<.2*width['a']
-    assert c['b - a'].value['NLL']==pytest.approx(nll(b.preds, t)-nll(p, t))
+    assert width['b minus a']<.2*width['a']
+    assert c['b minus a'].value['NLL']==pytest.approx(nll(b.preds, t)-nll(p, t))
 
 def test_comparison_needs_the_same_samples():
     one = two()['one']
@@ -485,7 +497,7 @@ def test_page_of_comparison():
     assert rows[0]=='Top-1 error' and 'ECE (15 bins)' in rows and len(rows)==8 and not any(o.startswith('class-wise') for o in rows)  # it has no interval
     base = c['net 0'].value
     for dots,name in zip(diff.lines, ('net 1','net 2')):
-        assert dots.get_xdata()[rows.index('NLL')]==pytest.approx(c[f'{name} - net 0'].value['NLL']/base['NLL'])
+        assert dots.get_xdata()[rows.index('NLL')]==pytest.approx(c[f'{name} minus net 0'].value['NLL']/base['NLL'])
     assert [o.get_text() for o in fig.legends[0].get_texts()]==list(interps)
     s = interps['net 0'].stats
     assert wrong.patches[0].get_data().values.sum()==(~s.correct).sum()
@@ -494,15 +506,15 @@ def test_one_sample_and_two_classes():
     "The least there is to show"
     p,t = torch.tensor([[.3,.7]]),torch.tensor([0])
     interp = CalibrationInterpretation.from_preds(p, t)
-    assert interp.table(n=0).value['Top-1 error %']==100 and interp.top_overconfident().guess.tolist()==['1']
+    assert interp.table(n=0).value['Top-1 error %']==100 and interp.top_overconfident().predicted.tolist()==['1']
     assert interp.plot_reliability().axes[0].lines[1].get_xdata().size==0    # a cross, no line
-    assert interp.plot_reliability_by().axes[0].get_title()=='1\n1: says 70%, right 0%'
+    assert interp.plot_reliability_by().axes[0].get_title()=='1 (n = 1)\nconf. 70%, acc. 0%'
     assert interp.plot_risk_coverage().axes[0].lines[0].get_xydata().tolist()==[[1,1]]
 
 def test_nothing_to_better():
     t = torch.arange(K).repeat(5)
     interps = {'perfect': CalibrationInterpretation.from_preds(torch.eye(K)[t], t), 'other': CalibrationInterpretation.from_preds(random_preds(30)[0], t)}
-    assert 'perfect leaves nothing to better' in plot_comparison(interps, compare_calibration(interps, n=5)).axes[-1].get_title()
+    assert 'perfect has no errors to compare' in plot_comparison(interps, compare_calibration(interps, n=5)).axes[-1].get_title()
 
 
 def test_a_network_is_not_judged_on_the_images_that_calibrated_it(image_learner):
@@ -517,3 +529,190 @@ def test_what_resampling_would_bias_has_no_interval():
     t = calibration_table(*random_preds(), n=20)
     assert t.index[t.low.isna()].tolist()==['Brier, calibration (15 bins)','Brier, refinement (15 bins)','class-wise ECE (15 bins)']
     assert t.value.notna().all() and (t.low<=t.value)[t.low.notna()].all()
+
+# ---- what judges, and what it may not say
+
+def perfect(n=60, copies=10, K=4, seed=0, spread=.7):
+    "A network calibrated by construction; `n` patients of `copies` similar images each"
+    r = np.random.default_rng(seed)
+    p = r.dirichlet([spread]*K, n)
+    y = np.array([r.choice(K, p=o) for o in p])
+    return tuple(torch.tensor(o.repeat(copies, 0)) for o in (p, y, np.arange(n)))
+
+@pytest.mark.parametrize('name', [lambda y: y, lambda y: y.astype(str), lambda y: np.array(list('abcd'))[y], lambda y: 3-y, lambda y: y.astype(float)])
+def test_the_true_class_is_no_group(name):
+    "Under whatever name it comes; as a column and as an array, in the function and in each method"
+    p,t,_ = perfect(300, 1)
+    by = name(t.numpy())
+    with pytest.raises(ValueError, match="true classes.*by='predicted'"): calibration_by(p, t, by)
+    with pytest.raises(ValueError, match="by='predicted'"): plot_reliability_by(p, t, by)
+    interp = CalibrationInterpretation.from_preds(p, t, list('abcd'), pd.DataFrame(dict(label=by)))
+    for f in (interp.table, interp.calibration_by, interp.plot_reliability_by):
+        for o in ('label', by):
+            with pytest.raises(ValueError, match="by='predicted'"): f(by=o)
+
+def test_what_is_no_true_class_is_a_group():
+    "The predicted class, also of a network without a mistake; one that knows each class but for one image; one group"
+    p,t,_ = perfect(300, 1)
+    assert len(calibration_by(p, t, p.argmax(1)))==4
+    sure = torch.eye(4)[t]
+    assert len(calibration_by(sure, t, sure.argmax(1)))==4 and (calibration_by(sure, t, t).gap==0).all()
+    other = t.clone(); other[0] = (t[0]+1)%4
+    assert len(calibration_by(p, t, other))==4
+    assert len(calibration_by(p[t==1], t[t==1], ['CT']*int((t==1).sum())))==1
+
+def test_gaps_by_patient():
+    "Far fewer false alarms than with images"
+    p,t,who = perfect(30, 3, seed=1)
+    by = np.where(np.arange(90)%2, 'CT', 'MR')
+    table = calibration_by(p, t, by, groups=who)
+    d = (p.max(1).values-(p.argmax(1)==t).double()).numpy()
+    error = null_errors_by(d, (p.max(1).values*(1-p.max(1).values)).numpy(), (by=='MR').astype(int), who)
+    for k,e in zip(('CT','MR'), error):
+        n = (by==k).sum()
+        assert table.chance[k]==pytest.approx(1.96*e/n) and table.p[k]==pytest.approx(math.erfc(abs(d[by==k].sum()/e)/2**.5))
+    assert table.patients.tolist()==[30,30] and (table.p_holm>=table.p).all()
+    alarms = {None: [], 'who': []}
+    for seed in range(60):
+        p,t,who = perfect(seed=seed)
+        for k in alarms: alarms[k] += (lambda o: (o.gap.abs()>o.chance).tolist())(calibration_by(p, t, p.argmax(1), k and who))
+    assert np.mean(alarms[None])>.4 and np.mean(alarms['who'])<.08
+
+def test_a_column_of_patients_is_used_by_itself():
+    p,t,who = perfect(seed=2)
+    items = pd.DataFrame(dict(patient=who.numpy()))
+    with_patients,without = (CalibrationInterpretation.from_preds(p, t, items=o) for o in (items, None))
+    assert with_patients.table(n=50).equals(without.table(n=50, groups=who))
+    assert with_patients.table(n=50, groups=False).equals(without.table(n=50))
+    assert with_patients.calibration_by().equals(without.calibration_by(groups=who.numpy()))
+    bars = [[o.get_height() for o in i.plot_reliability(10, groups=g).axes[0].patches] for i,g in ((with_patients,None), (without,who), (without,None))]
+    assert bars[0]==bars[1] and np.mean(bars[0])>1.5*np.mean(bars[2])
+    a,b = (CalibrationInterpretation.from_preds(p**k/(p**k).sum(1, keepdim=True), t, items=items) for k in (1, 1.2))
+    by_patient,by_image = (compare_calibration({'a': a, 'b': b}, n=50, groups=o)['b minus a'] for o in (None, False))
+    assert (by_patient.high-by_patient.low)['NLL']>1.5*(by_image.high-by_image.low)['NLL']
+
+def test_bars_by_patient_hold_calibrated_networks():
+    "About 95 % of the bins, where bars by image hold half"
+    held = {None: [], 'who': []}
+    for seed in range(40):
+        p,t,who = perfect(100, 10, seed=seed)
+        for k in held:
+            fig = plot_reliability({'net': (p,t)}, 5, groups=k and who)
+            bars = [(o.get_y(), o.get_y()+o.get_height()) for o in fig.axes[0].patches]
+            r = reliability_table(p, t, 5).query('count>0')
+            held[k] += [low-1e-9<=a<=high+1e-9 for (low,high),a in zip(bars, r.accuracy, strict=True)]
+            plt.close(fig)
+    assert np.mean(held[None])<.7 and .9<np.mean(held['who'])
+
+def test_patients_of_one_spelling_and_of_none():
+    "7, '7' and 7.0 are one patient; empty cells are as many patients as there are"
+    p,t = random_preds(60)
+    spelled = [[7,'7',7.,' 7 ','8',8][i%6] for i in range(60)]
+    interp = CalibrationInterpretation.from_preds(p, t, items=pd.DataFrame(dict(patient=pd.Series(spelled, dtype=object))))
+    assert interp.calibration_by(by=['all']*60).patients.tolist()==[2]
+    empty = pd.Series(['a']*10+['',None,float('nan'),' ','b']*10, dtype=object)
+    with pytest.warns(UserWarning, match='40 of 60 samples have no group'): by = calibration_by(p, t, ['all']*60, groups=empty)
+    assert by.patients.tolist()==[42]
+
+def test_the_state_is_that_of_the_time(image_learner):
+    "An interpretation made before calibration says so afterwards, and one of soft labels keeps them"
+    from ols_fastai.calibration.scaling import calibrate, uncalibrate
+    before = CalibrationInterpretation.from_learner(image_learner, ds_idx=2)
+    assert before.valid_preds()[0].shape==(4,3)
+    with image_learner.no_bar(), image_learner.no_logging(): calibrate(image_learner, ds_idx=1)
+    try:
+        after = CalibrationInterpretation.from_learner(image_learner, ds_idx=2)
+        assert before.settings['calibrated']=='no' and before.settings['network']==after.settings['network']
+        assert after.settings['calibrated'].startswith('one temperature') and after.settings['calibrated'].endswith('fitted to 4 images')
+        assert after.valid_preds() is None
+        with pytest.raises(ValueError, match='after it was judged'): before.valid_preds()
+    finally: uncalibrate(image_learner)
+    assert CalibrationInterpretation.from_learner(image_learner, ds_idx=1).valid_preds() is None   # it was judged
+    learn = toy_learner()
+    learn.fit(1, .1, cbs=OLSCallback())
+    interp = CalibrationInterpretation.from_learner(learn)
+    S = learn.soft_labels.S.clone()
+    learn.fit(1, .1, cbs=OLSCallback())
+    assert torch.equal(interp.soft_labels, S) and not torch.equal(learn.soft_labels.S, S)
+    with pytest.raises(ValueError, match='60 of its|of its 60'):
+        calibrate(learn); CalibrationInterpretation(learn, learn.dls.valid, None, preds=interp.preds, targs=interp.targs)
+
+def test_intervals_stay_within_the_range():
+    "A network that is nearly perfect, one that is nearly always wrong, and one that has collapsed"
+    t = torch.arange(200)%4
+    good = torch.eye(4)[t]*.996+.001; bad = torch.eye(4)[(t+1)%4]*.996+.001
+    good[0],bad[0] = bad[0].clone(),good[0].clone()
+    for p in (good, bad, torch.full((200,4), .25), torch.eye(4)[t]):
+        table = CalibrationInterpretation.from_preds(p, t).table(n=100)
+        for name,o in table.iterrows():
+            low,high = (-100,100) if 'points' in name else (0,100) if '%' in name else (0,np.inf) if name=='NLL' else (0,2) if 'Brier' in name else (0,1)
+            assert not (o[['value','low','high']]<low).any() and not (o[['value','low','high']]>high+1e-12).any(), (name, o.tolist())
+
+def test_five_classes_have_no_top_5_error():
+    for K,has in ((5,False),(6,True)):
+        p,t = random_preds(50, K)
+        assert ('Top-5 error %' in calibration_table(p, t, n=5).index)==has
+        both = {k: CalibrationInterpretation.from_preds(p, t) for k in 'ab'}
+        c = compare_calibration(both, n=5)
+        assert ('Top-5 error %' in c.index)==has
+        plot_comparison(both, c)
+
+def test_fastais_own_views(capsys):
+    "They come from `ClassificationInterpretation`, and need no learner here"
+    p,t = random_preds(90)
+    interp = CalibrationInterpretation.from_preds(p, t, names)
+    from sklearn.metrics import confusion_matrix, recall_score
+    np.testing.assert_array_equal(interp.confusion_matrix(), confusion_matrix(t, p.argmax(1), labels=range(K)))
+    a,b,n = interp.most_confused()[0]
+    off = interp.confusion_matrix()-np.diag(np.diag(interp.confusion_matrix()))
+    assert n==off.max()==off[names.index(a),names.index(b)]
+    interp.print_classification_report()
+    said = capsys.readouterr().out
+    assert all(o in said for o in names) and f'{recall_score(t, p.argmax(1), average=None)[1]:.2f}' in said
+    interp.plot_confusion_matrix()
+    assert [o.get_text() for o in plt.gcf().axes[0].get_xticklabels()]==names
+
+def test_fastais_own_views_of_a_learner(interp):
+    assert interp.confusion_matrix().sum()==11 and interp.most_confused() and len(interp.top_losses(2)[0])==2
+
+def test_names_that_are_no_utf8():
+    "Folder and file names may hold any byte; Python keeps them as lone surrogates, which nothing can draw"
+    odd = b'scan\xff'.decode('utf-8', 'surrogateescape')
+    p,t = random_preds(60)
+    interp = CalibrationInterpretation.from_preds(p, t, [odd,*names[1:]], pd.DataFrame(dict(filename=[odd+'.png']*60, site=[odd,'b']*30)),
+                                                  images=[np.zeros((4,4))]*60)
+    for fig in (interp.plot_reliability_by('site'), interp.plot_top_overconfident(3), interp.plot_soft_labels(random_S()), interp.plot_reliability(**{odd: interp}),
+                plot_comparison({odd: interp, 'b': interp}, compare_calibration({odd: interp, 'b': interp}, n=5))): fig.canvas.draw()
+
+def test_images_that_can_not_be_read_any_more(tmp_path):
+    p,t = random_preds(30)
+    def read(i):
+        if i%2: raise FileNotFoundError(f'no file {i}.png')
+        return np.full((5,7), i, np.uint8)
+    interp = CalibrationInterpretation.from_preds(p, t, images=read)
+    fig,rows = interp.plot_top_overconfident(6),interp.top_overconfident(6).index
+    for ax,i in zip(fig.axes, rows):
+        assert bool(ax.images)==(i%2==0) and any('no file' in o.get_text() for o in ax.texts)==bool(i%2)
+
+def test_soft_labels_of_few_and_of_many_classes():
+    "Few have their numbers; of many those are shown that share the most"
+    S = random_S(4)
+    fig = plot_soft_labels(S, names[:4])
+    o = cluster_order(S)
+    assert [float(x.get_text()) for x in fig.axes[0].texts]==pytest.approx(S.numpy()[np.ix_(o,o)].ravel(), abs=.006)
+    S = .9*torch.eye(60)+.1/60
+    S[7] = 0; S[7,7],S[7,31] = .6,.4
+    ax = plot_soft_labels(S, [f'class {i}' for i in range(60)], n=2).axes[0]
+    assert sorted(o.get_text() for o in ax.get_xticklabels())==['class 31','class 7'] and not plot_soft_labels(S, range(60)).axes[0].texts
+    assert len(plot_soft_labels(S, range(60), n=None).axes[0].get_xticklabels())==60
+
+def test_the_plane_of_classes_that_have_images():
+    "A class without images is none of the three, whatever is predicted for it"
+    p = torch.tensor([[.5,.05,.4,.05],[.4,.05,.5,.05],[.1,.1,.1,.7]])
+    assert three_classes(p, torch.tensor([0,2,3]))==[0,2,3]        # class 1 has no image
+    p = torch.tensor([[.1,.6,.2,.1],[.1,.6,.1,.2],[.2,.6,.1,.1]])   # all are taken for class 1, which is not there
+    assert 1 not in three_classes(p, torch.tensor([0,2,3]))
+    with pytest.raises(ValueError, match='images of 2'): three_classes(p[:2], torch.tensor([0,2]))
+
+def test_the_count_panel_says_its_scale():
+    assert 'log scale' in plot_reliability({'net': random_preds()}).axes[1].get_ylabel()

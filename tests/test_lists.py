@@ -520,6 +520,10 @@ def test_classes_that_may_be_one_are_said(six, a, b, how):
     two = said(lambda: check_splits(six.assign(label=[a,b,a,b,a,b])))
     assert len(two)==1 and 'are two classes, which differ in '+how in two[0], two
 
+def test_missing_labels_that_were_turned_into_text_are_said(six):
+    ws = said(lambda: check_splits(six.assign(label=[str(o) for o in ('x','y',None,'x','x','y')])))
+    assert len(ws)==2 and "the class 'None' of 1 images has the name of a missing label" in ws[0]
+
 def test_labels_are_one_in_lists_too(tmp_path):
     a,v = write(tmp_path/'a.csv', [('1.png','Ödem'),('2.png','x ')]),write(tmp_path/'v.csv', [('3.png','O\u0308dem'),('4.png',' x')])
     assert read_lists(a, v).label.nunique()==2
@@ -569,6 +573,7 @@ def test_dicom_of_any_name(tmp_path):
         ds.PixelData = bytes(range(i, i+64))
         (tmp_path/'ab'[i%2]).mkdir(exist_ok=True)
         ds.save_as(tmp_path/'ab'[i%2]/o)
+    for o in ('DICOMDIR','a/DICOMDIR'): (tmp_path/o).write_bytes(bytes(128)+b'DICM')   # a disc's table of contents
     df = read_folder(tmp_path)
     assert df.filename.tolist()==['a/IM0001','a/x.dcm','b/1.2.840.113619.2','b/x.DICOM']
     dls = loaders(df.assign(split=['train','valid']*2), tmp_path)

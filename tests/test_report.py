@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 from fastai.basics import first
 from conftest import toy_data, toy_learner
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.data.splits import SPLITS
+from ols_fastai.data.lists import SPLITS
 from ols_fastai.data.datasets import brain_regions
 from ols_fastai.compare.cli import ols_compare
 from ols_fastai.calibration.interpretation import CalibrationInterpretation
@@ -29,7 +29,8 @@ def all_there(path, **kwargs):
     items = pd.DataFrame(dict(filename=[f'im<{i}>.png' for i in range(n)], site=np.where(np.arange(n)%2, '<i>A</i>', 'B'), patient=np.arange(n)//3))
     images = [np.full((8,8,3), i%256, dtype=np.uint8) for i in range(n)]
     S = .8*torch.eye(6)+.2*torch.roll(torch.eye(6), 1, 1)
-    return calibration_report(path, {'<i>hard</i>': run(2., items=items, images=images), 'careful $x$': run(.6, S=S)}, title='<b>Title</b>', by=['site'], groups='patient', n=30, data={'source': '<u>here</u>'}, **kwargs)
+    runs = {'<i>hard</i>': run(2., items=items, images=images), 'careful $x$': run(.6, S=S)}
+    return calibration_report(runs, path, title='<b>Title</b>', by=['site'], n=30, data={'source': '<u>here</u>'}, **kwargs)
 
 # ---- Chromium
 
@@ -62,6 +63,7 @@ def looked_at(path, tmp_path, width):
     "What a page of `width` pixels shows; the page is in a frame, for Chromium's window can't be as narrow as a phone everywhere"
     page = path.read_text()
     assert page.count("default-src 'none'")==1
+    page = re.sub("; script-src '[^']*'", '', page)
     page = page.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'", 1).replace('<style>', probe+'<style>', 1)  # what is tested is allowed its one script
     (tmp_path/'page.html').write_text(page)
     frame = f"""<!DOCTYPE html><title>-</title><body><iframe id="f" src="page.html" width="{width}" height="900" style="border:0"></iframe><script>
@@ -108,38 +110,39 @@ def test_pictures_are_whole_pngs_and_names_are_text(path):
 
 def cells(text, caption):
     "A table of the page by its caption"
-    block = re.search(rf'<figcaption>{re.escape(html.escape(caption))}.*?(<table>.*?</table>)', text, re.S)
+    block = re.search(rf'<figcaption>{re.escape(html.escape(caption))}.*?(<table[^>]*>.*?</table>)', text, re.S)
     assert block, caption
     rows = [[html.unescape(re.sub('<.*?>', '', o)) for o in re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', r, re.S)] for r in re.findall(r'<tr>(.*?)</tr>', block[1], re.S)]
     return pd.DataFrame([r[1:] for r in rows[1:]], index=[r[0] for r in rows[1:]], columns=rows[0][1:])
 
 def test_numbers_are_those_of_the_measures(path):
-    from ols_fastai.calibration.resampling import bootstrap, paired_bootstrap
+    from ols_fastai.calibration.resampling import bootstrap, paired_bootstrap, proportion_interval
     from ols_fastai.calibration.metrics import ece, nll
     from ols_fastai.calibration.conformal import ConformalSets
     from ols_fastai.calibration.scaling import fit_temperature, apply_temperature
     text,a,b,patients = path.read_text(),run(2.),run(.6),np.arange(600)//3
     number = lambda v, sign='': f'{v:{sign}.3f}'.replace('-', '\N{MINUS SIGN}')
     m = cells(text, 'Measures with 95 % intervals')
-    r = bootstrap({'ECE': lambda s: ece(s)}, a['preds'], a['targs'], groups=patients, n=30, seed=0).iloc[0]
+    r = bootstrap({'ECE': ece()}, a['preds'], a['targs'], groups=patients, n=30, seed=0).iloc[0]
     assert m.loc['ECE (15 bins)','<i>hard</i>']==f'{number(r.value)} ({number(r.low)} to {number(r.high)})'
-    d = paired_bootstrap({'NLL': lambda s: nll(s)}, b['preds'], a['preds'], a['targs'], groups=patients, n=30, seed=0).iloc[0]
+    d = paired_bootstrap({'NLL': nll()}, b['preds'], a['preds'], a['targs'], groups=patients, n=30, seed=0).iloc[0]
     star = ' *' if not d.low<=0<=d.high else ''
-    assert cells(text, 'Difference to <i>hard</i>').loc['NLL','careful $x$']==f"{number(d.value, '+')} ({number(d.low, '+')} to {number(d.high, '+')}){star}"
+    assert cells(text, 'Differences with 95 % intervals').loc['NLL','careful $x$ minus <i>hard</i>']==f"{number(d.value, '+')} ({number(d.low, '+')} to {number(d.high, '+')}){star}"
     T = fit_temperature(a['valid_preds'], a['valid_targs'])
     s = cells(text, 'Before and after scaling')
     assert s.loc['<i>hard</i>, one temperature','T']==f'{T:.2f}' and s.loc['<i>hard</i>, one temperature','NLL']==number(nll(apply_temperature(a['preds'], T), a['targs']))
-    c = ConformalSets(a['valid_preds'], a['valid_targs']).table(a['preds'], a['targs']).iloc[0]
-    assert cells(text, 'Sets that may miss 10 %').loc['<i>hard</i>, LAC','coverage']==f'{100*c.coverage:.1f} % ({100*c.low:.1f} % to {100*c.high:.1f} %)'
+    hits = ConformalSets(a['valid_preds'], a['valid_targs'])(a['preds']).gather(1, a['targs'][:,None])[:,0]
+    c = [f'{100*o:.1f} %' for o in proportion_interval(hits, patients)]
+    assert cells(text, 'Sets that may miss 10 %').loc['<i>hard</i>, LAC','coverage']==f'{c[0]} ({c[1]} to {c[2]})'
     data = cells(text, 'What was judged')['value']
     assert data['images judged']=='600' and data['validation images']=='600' and data['patients']=='200' and data['source']=='<u>here</u>'
     settings = cells(text, 'Settings and seeds')
     assert settings.loc['scale'].tolist()==['2','0.6'] and settings.loc['seed'].tolist()==['7','7'] and settings.loc['lists.train'].tolist()==['a<b>.csv']*2
     assert cells(text, 'Versions').loc['torch'].tolist()==['0.0',version('torch')]
-    by = cells(text, '<i>hard</i>, by site'); assert by['images'].astype(int).sum()==600 and set(by.index)=={'<i>A</i>','B'}
+    by = cells(text, '<i>hard</i>, by site'); assert by['patients'].tolist()==['200','200'] and by['images'].astype(int).sum()==600 and set(by.index)=={'<i>A</i>','B'}
     wrong = cells(text, '<i>hard</i>: the 8 mistakes')
     row = int(wrong.index[0]); p = a['preds'][row]
-    assert wrong.iloc[0]['filename']==f'im<{row}>.png' and wrong.iloc[0]['guess']==nasty[p.argmax()] and wrong.iloc[0]['true class']==nasty[a['targs'][row]]
+    assert wrong.iloc[0]['file']==f'im<{row}>.png' and wrong.iloc[0]['predicted class']==nasty[p.argmax()] and wrong.iloc[0]['true class']==nasty[a['targs'][row]]
 
 def test_the_same_run_twice_gives_the_same_page(path, tmp_path):
     strip = lambda p: re.sub(r'on \d{4}-\d\d-\d\d \d\d:\d\d UTC', '', p.read_text())
@@ -147,7 +150,7 @@ def test_the_same_run_twice_gives_the_same_page(path, tmp_path):
 
 def test_arrays_alone_are_enough(tmp_path):
     r = run(n=60)
-    text = calibration_report(tmp_path/'a.html', {'net': (r['preds'].numpy(),r['targs'].numpy())}, n=5).read_text()
+    text = calibration_report({'net': (r['preds'].numpy(),r['targs'].numpy())}, tmp_path/'a.html', n=5).read_text()
     assert 'No settings of the training' in text and 'id="differences"' not in text and 'id="conformal-sets"' not in text and 'id="after-scaling"' not in text
     assert not [o for o in re.findall(r'href="#([^"]+)"', text) if f'id="{o}"' not in text]
 
@@ -156,8 +159,8 @@ def test_many_networks_many_classes_and_perfect_ones(tmp_path):
     y = torch.arange(165).repeat(2)
     z = 6*torch.nn.functional.one_hot(y, 165)+torch.randn(330, 165, generator=g)
     runs = {f'net {i}': (((1+i/10)*z).softmax(1),y) for i in range(8)}
-    text = calibration_report(tmp_path/'a.html', {'perfect': (torch.nn.functional.one_hot(y, 165).double(),y), **runs}, n=3).read_text()
-    assert 'perfect makes no mistake' in text and 'The first 6 of 9 networks are drawn' in text and 'net 7 says' in text and 'nan' not in re.sub('base64,[^"]*', '', text)
+    text = calibration_report({'perfect': (torch.nn.functional.one_hot(y, 165).double(),y), **runs}, tmp_path/'a.html', n=3).read_text()
+    assert 'perfect makes no mistake' in text and 'The first 6 of 9 networks are drawn' in text and 'net 7: mean confidence' in text and 'nan' not in re.sub('base64,[^"]*', '', text)
 
 def test_gaps_of_a_few_images_are_not_marked(tmp_path):
     n = 40
@@ -165,8 +168,8 @@ def test_gaps_of_a_few_images_are_not_marked(tmp_path):
     guess = torch.tensor([0]*35+[1]*5)                       # all wrong: 35 of them sure, which is no chance, and 5
     p[torch.arange(n),guess] = .9
     sites = pd.DataFrame(dict(site=['big']*35+['small']*5))
-    text = calibration_report(tmp_path/'a.html', {'net': dict(preds=p, targs=(guess+1)%3, items=sites)}, n=3, by=['site']).read_text()
-    t,s = cells(text, 'net: the 1 guessed classes'),cells(text, 'net, by site')
+    text = calibration_report({'net': dict(preds=p, targs=(guess+1)%3, items=sites)}, tmp_path/'a.html', n=3, by=['site']).read_text()
+    t,s = cells(text, 'net: the 1 predicted classes'),cells(text, 'net, by site')
     assert t.index.tolist()==['0'] and t['gap, points'].tolist()==['+90.0 *'] and s.loc['big','gap, points']=='+90.0 *' and s.loc['small','gap, points']=='+90.0'
 
 # ---- learners
@@ -177,29 +180,165 @@ def test_from_a_learner_and_never_on_what_calibrated_it(tmp_path):
     learn.fit(1, .1, cbs=OLSCallback())
     calibrate(learn)
     test = CalibrationInterpretation.from_learner(learn, ds_idx=2)
-    text = calibration_report(tmp_path/'a.html', {'ols': test}, n=5).read_text()
-    assert 'id="soft-labels"' in text and 'on 60 images' in text and 'no images can be shown' in text and 'Sequential' in text
-    on_valid = CalibrationInterpretation(learn, learn.dls.valid, None, preds=learn.get_preds()[0], targs=learn.get_preds()[1])
-    with pytest.raises(ValueError, match='60 of its 60 images'): calibration_report(tmp_path/'b.html', {'ols': on_valid}, n=5)
-    assert not (tmp_path/'b.html').exists()
+    text = calibration_report({'ols': test}, tmp_path/'a.html', n=5).read_text()
+    assert 'id="soft-labels"' in text and 'fitted to 60 images' in text and 'is no image but Tensor' in text and 'Sequential' in text
+    preds,targs = learn.get_preds()
+    with pytest.raises(ValueError, match='60 of its 60 images'): CalibrationInterpretation(learn, learn.dls.valid, None, preds=preds, targs=targs)
 
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     fn = tmp_path/'a.html'; fn.write_text('old')
     r = run(n=30)
-    with pytest.raises(ValueError, match='not finite'): calibration_report(fn, {'a': dict(r, preds=r['preds']*float('nan'))}, n=3)
+    with pytest.raises(ValueError, match='not finite'): calibration_report({'a': dict(r, preds=r['preds']*float('nan'))}, fn, n=3)
     write,written = Path.write_text,[]
     def full(self, text, **kwargs):
         written.append(str(self))
         write(self, text[:99], **kwargs)
         raise OSError('no space left')
     monkeypatch.setattr(Path, 'write_text', full)
-    with pytest.raises(OSError, match='no space'): calibration_report(fn, {'a': r}, n=3)
+    with pytest.raises(OSError, match='no space'): calibration_report({'a': r}, fn, n=3)
     def other(self, *args, **kwargs): written.append(str(self)); return write(self, *args, **kwargs)
     monkeypatch.setattr(Path, 'write_text', other)
-    calibration_report(tmp_path/'b.html', {'a': r}, n=3).unlink()
+    calibration_report({'a': r}, tmp_path/'b.html', n=3).unlink()
     assert all(".part" in o for o in written) and len(written)==2   # nothing is ever written to a name that a reader opens
     monkeypatch.undo()
     assert fn.read_text()=='old' and [o.name for o in tmp_path.iterdir()]==['a.html']
+
+# ---- nothing fails for one part's sake, and nothing is said that is not so
+
+def plain(page):
+    "The words of a page"
+    return html.unescape(' '.join(re.sub('<[^>]+>', ' ', re.sub('base64,[^"]*', '', page)).split()))
+
+def test_before_and_after_calibration(tmp_path):
+    "Each says how it was when it was judged"
+    learn = toy_learner()
+    learn.dls.loaders.append(learn.dls.valid.new(TensorDataset(*toy_data(120, seed=2))))
+    learn.fit(1, .1)
+    before = CalibrationInterpretation.from_learner(learn, ds_idx=2)
+    on_valid = CalibrationInterpretation.from_learner(learn, ds_idx=1)
+    calibrate(learn)
+    after = CalibrationInterpretation.from_learner(learn, ds_idx=2)
+    text = calibration_report({'before': before, 'after': after}, tmp_path/'a.html', n=5).read_text()
+    row = cells(text, 'Settings and seeds').loc['calibrated'].tolist()
+    assert row[0]=='no' and re.fullmatch(r'one temperature, \d\.\d\d, fitted to 60 images', row[1]), row
+    assert 'fitted to 60 images' in cells(text, 'Items of the guidelines').loc['TRIPOD+AI 12f, 24','answered']
+    assert 'after it was judged' in plain(text)   # for its scaling the network of before is gone
+    calibration_report({'judged before it calibrated': on_valid}, tmp_path/'b.html', n=5)
+
+def test_the_line_of_the_readme(tmp_path, monkeypatch):
+    "The path may be left out; a learner's validation set gives scaling and sets"
+    monkeypatch.chdir(tmp_path)
+    learn = toy_learner()
+    learn.dls.loaders.append(learn.dls.valid.new(TensorDataset(*toy_data(120, seed=2))))
+    learn.fit(1, .1, cbs=OLSCallback())
+    interp = CalibrationInterpretation.from_learner(learn, ds_idx=2)
+    text = calibration_report({'OLS': interp}, n=5).read_text()
+    assert (tmp_path/'report.html').is_file() and 'id="conformal-sets"' in text
+    preds,targs = learn.get_preds(ds_idx=1)
+    from ols_fastai.calibration.scaling import fit_temperature
+    assert cells(text, 'Before and after scaling').loc['OLS, one temperature','T']==f'{fit_temperature(preds, targs):.2f}'
+    text = calibration_report({'OLS': CalibrationInterpretation.from_learner(learn)}, n=5).read_text()   # the validation set itself was judged
+    assert 'id="conformal-sets"' not in text and 'give valid_preds and valid_targs' in plain(text)
+    assert calibration_report(interp, n=5)==Path('report.html')
+    with pytest.raises(ValueError, match='the runs come first'): calibration_report('report.html', {'OLS': interp})
+
+def test_the_true_class_is_refused_before_anything_is_written(tmp_path):
+    r = run(n=90)
+    items = pd.DataFrame(dict(label=np.array(r['vocab'])[r['targs']]))
+    with pytest.raises(ValueError, match="by='predicted'"): calibration_report({'a': dict(r, items=items)}, tmp_path/'a.html', by=['label'], n=3)
+    assert not list(tmp_path.iterdir())
+
+def test_everything_is_by_patient_or_says_so(tmp_path):
+    "A calibrated network, 60 patients of 10 like images: hardly a star, and no sentence that is not so"
+    from ols_fastai.calibration.conformal import ConformalSets
+    from ols_fastai.calibration.resampling import proportion_interval
+    stars = {True: 0, False: 0}
+    for seed in range(6):
+        r = np.random.default_rng(seed)
+        q = r.dirichlet([.7]*4, 60)
+        y = np.array([r.choice(4, p=o) for o in q])
+        items = pd.DataFrame(dict(patient=np.arange(60)))
+        p,y,items = q.repeat(10, 0),y.repeat(10),items.loc[np.arange(60).repeat(10)].reset_index(drop=True)
+        for by_patient in stars:
+            valid = r.dirichlet([.7]*4, 60)
+            run = dict(preds=p, targs=y, items=items, valid_preds=valid, valid_targs=valid.argmax(1))
+            text = calibration_report({'net': run}, tmp_path/'a.html', n=5, groups=None if by_patient else False).read_text()
+            t = cells(text, 'net: the 4 predicted classes')
+            stars[by_patient] += t['gap, points'].str.contains(r'\*').sum()
+            words = plain(text)
+            assert ('patients' in t)==by_patient and (cells(text, 'What was judged')['value'].get('patients')=='60')==by_patient
+            assert ('Intervals are by patients' in words)==by_patient and ('Images are taken as independent' in words)!=by_patient
+            hits = ConformalSets(torch.tensor(valid), torch.tensor(valid.argmax(1)))(torch.tensor(p)).gather(1, torch.tensor(y)[:,None])[:,0]
+            low,high = (f'{100*o:.1f} %' for o in proportion_interval(hits, np.arange(600)//10 if by_patient else None)[1:])
+            assert f'({low} to {high})' in cells(text, 'Sets that may miss 10 %').loc['net, LAC','coverage']
+    assert stars[True]<=2 and stars[False]>=8, stars
+
+def test_one_networks_trouble_is_its_own(tmp_path):
+    "Sets, scaling, images and predictions of one network fail: the others have theirs, and the page says what is missing"
+    good,bad = run(n=90),run(n=90, seed=1)
+    bad = dict(bad, targs=good['targs'], valid_preds=bad['valid_preds']*float('nan'))
+    def gone(i): raise FileNotFoundError(f'{i}.png')
+    def broken(i): raise RuntimeError('decoder')
+    runs = {'diverged': dict(good, preds=good['preds']*float('nan')), 'good': good, 'no sets': bad, 'gone': dict(good, images=gone), 'broken': dict(good, images=broken)}
+    text = calibration_report(runs, tmp_path/'a.html', n=5).read_text()
+    words = plain(text)
+    assert 'Parts of this report are missing, and why' in words and 'diverged is left out: row 0: preds are not finite' in words
+    assert 'no sets, scaling: row 0: preds are not finite' in words and 'no sets, conformal sets: row 0' in words
+    assert list(cells(text, 'Measures with 95 % intervals').columns)==['good','no sets','gone','broken']
+    assert {o.split(',')[0] for o in cells(text, 'Sets that may miss').index}=={'good','gone','broken'}
+    assert 'no sets minus good' in words and 'diverged minus' not in words
+    assert 'gone: the images of this table' in words and 'broken: the images of this table' in words   # each place says what became of its file
+    import matplotlib.pyplot as plt
+    assert not plt.get_fignums()
+
+def test_damaged_images_and_odd_file_names(tmp_path):
+    "Bytes that are no UTF-8 in names of files, classes and sites; a file that is cut"
+    from PIL import Image
+    odd = b'scan\xff'.decode('utf-8', 'surrogateescape')
+    r = run(n=60)
+    (tmp_path/'cut.png').write_bytes(b'\x89PNG\r\n')
+    items = pd.DataFrame(dict(filename=[odd+'.png']*60, site=[odd,'b']*30))
+    r = dict(r, vocab=[odd,*r['vocab'][1:]], items=items, images=lambda i: Image.open(tmp_path/'cut.png'), settings={'list': odd})
+    text = calibration_report({odd: r, 'b': dict(r)}, tmp_path/'a.html', n=5, by=['site'], data={'root': odd}, title=odd).read_text(encoding='utf-8')
+    assert 'scan\\udcff.png' in text and 'id="confident-mistakes"' in text and 'Parts of this report are missing' not in text
+
+@pytest.mark.parametrize('kind', ['collapsed','perfect','always wrong','rounded','one image'])
+def test_predictions_of_every_kind(tmp_path, kind):
+    "Equal predictions are not equal images, and a network without a mistake, or with nothing else, has a report"
+    g = torch.Generator().manual_seed(0)
+    n = 1 if kind=='one image' else 120
+    y,valid = torch.randint(0, 3, (n,), generator=g),torch.randint(0, 3, (120,), generator=g)
+    def preds(y):
+        if kind=='collapsed': return torch.tensor([[.5,.3,.2]]).repeat(len(y), 1)
+        if kind=='always wrong': return torch.eye(3)[(y+1)%3]
+        p = torch.eye(3)[y]
+        return p if kind=='perfect' else (.4*p+.2) if kind=='rounded' else .6*p+.4/3
+    runs = {'odd': dict(preds=preds(y), targs=y, valid_preds=preds(valid), valid_targs=valid),
+            'plain': dict(preds=torch.softmax(torch.randn(n, 3, generator=g), 1), targs=y)}
+    words = plain(calibration_report(runs, tmp_path/'a.html', n=5).read_text())
+    assert 'Limits' in words and 'odd: mean confidence' in words or kind=='one image', words
+    assert 'nan' not in words.lower().split() and 'Top-5 error' not in cells((tmp_path/'a.html').read_text(), 'Measures').index
+
+def test_a_table_of_many_classes_is_sorted_in_the_page(tmp_path):
+    "By the one script that the page's own policy lets through"
+    y = torch.arange(40).repeat_interleave(torch.arange(1, 41))
+    p = torch.softmax(3*torch.nn.functional.one_hot(y, 40)+torch.randn(len(y), 40, generator=torch.Generator().manual_seed(0)), 1)
+    page = calibration_report({'net': (p,y)}, tmp_path/'a.html', n=3).read_text()
+    assert page.count('<script')==1 and "script-src 'sha256-" in page and 'unsafe-inline' not in page.split('script-src')[1][:60]
+    assert cells(page, 'Images per class').index[0]=='39'
+    def shown(text):
+        (tmp_path/'page.html').write_text(text)
+        r = chromium(tmp_path, '--virtual-time-budget=5000', '--dump-dom', (tmp_path/'page.html').as_uri())
+        return r.stdout,[l for l in r.stderr.splitlines() if 'CONSOLE' in l]
+    dom,console = shown(page)
+    assert not console and len(re.findall('<thead>.*?<button', dom, re.S))>=1
+    other,console = shown(page.replace('</main>', '<script>document.title = "pwned"</script></main>'))
+    assert any('Content Security Policy' in o for o in console) and '<title>pwned' not in other
+    click = "for (const b of document.querySelectorAll('table.sortable button')) if (b.textContent === 'images') b.click();"   # as a reader would, allowed here by loosening the policy
+    loose = re.sub("script-src 'sha256-[^']+'", "script-src 'unsafe-inline'", page).replace('</body>', f'<script>{click}</script></body>')
+    dom,console = shown(loose)
+    first_row = re.search(r'aria-sort="ascending".*?<tbody>\s*<tr><th scope="row">(.*?)</th>', dom, re.S)
+    assert not console and first_row[1]=='0', console
 
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):

@@ -15,9 +15,8 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.data.identity import item_ids
 from ols_fastai.data.loaders import image_dls
-from ols_fastai.train.temperature import KINDS, T_RANGE
+from ols_fastai.calibration.temperature import KINDS, T_RANGE
 from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.scaling import *
 
@@ -136,6 +135,65 @@ def test_structured_scaling_by_its_definition():
 def test_plain_vector_scaling_is_refused_before_training():
     for f in (lambda: Calibrate('vector'), lambda: calibrate(toy_learner(), kind='vector')):
         with pytest.raises(ValueError, match="use 'structured'"): f()
+
+def test_the_prior_helps_where_there_are_few_images():
+    "One image a class: maximum likelihood does harm, the prior does not"
+    z,y = logits_and_targs(5000, 6, T=1.3, seed=99)
+    losses = {None: [], .5: []}
+    for seed in range(30):
+        few = logits_and_targs(6, 6, T=1.3, seed=seed)
+        for prior in losses:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                losses[prior].append(F.cross_entropy(z/fit_temperature(*few, prior=prior, logits=True), y).item())
+    as_it_is = F.cross_entropy(z, y).item()
+    assert np.mean(losses[.5])<as_it_is+.03 and np.mean(losses[.5])<np.mean(losses[None])-.05
+
+def test_auto_takes_a_temperature_unless_another_is_better():
+    z,y = logits_and_targs(2000, 4, w=torch.tensor([.4,1.,2.,1.]), b=torch.tensor([1.,-1.,.5,0.]))
+    t = compare_kinds(z, y)
+    assert choose_kind(t)!='temperature' and t.loc['temperature','difference']==0
+    z,y = logits_and_targs(200, 4, T=2.)
+    assert choose_kind(compare_kinds(z, y))=='temperature'
+    # by hand: better by less than one standard error is not better
+    t = pd.DataFrame(dict(NLL=[.9,1.], difference=[-.1,0.], **{'standard error':[.11,0.]}), index=['structured','temperature'])
+    assert choose_kind(t)=='temperature' and choose_kind(t.assign(**{'standard error':[.09,0.]}))=='structured'
+    learn = fitted()
+    calibrate(learn, kind='auto'); assert learn.model.kind in ('temperature','structured','matrix')
+
+def test_folds_are_by_patient_and_by_class():
+    y = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(0))
+    who = [f'p{i//4}' if i<190 else '' for i in range(200)]   # an empty cell is a patient of its own
+    folds = cross_folds(y, who)
+    assert set(folds)==set(range(5)) and (pd.Series(folds[:190]).groupby(who[:190]).nunique()==1).all() and len(set(folds[190:]))>1
+    assert (cross_folds(y, who)==folds).all() and (cross_folds(y, who, seed=1)!=folds).any()
+    with pytest.raises(ValueError, match='1 patient'): cross_folds(y, ['a']*200)
+    with pytest.raises(ValueError, match='3 groups for 200'): cross_folds(y, ['a','b','c'])
+
+def test_refinement_does_not_see_a_temperature():
+    z,y = logits_and_targs(600, 5)
+    same(refinement(z, y, prior=None, logits=True), refinement(3*z, y, prior=None, logits=True), atol=1e-8)
+    same(refinement(z.double().softmax(1), y), refinement(z, y, logits=True), atol=1e-8)
+    assert refinement(z, y, logits=True)<F.cross_entropy(3*z, y) and refinement(z[:,torch.randperm(5)], y, logits=True)>refinement(z, y, logits=True)
+
+@given(rho=st.floats(0, .35), T=st.floats(.5, 3), seed=st.integers(0, 50))
+@settings(max_examples=15, deadline=None)
+def test_temperature_and_wrong_labels_together(rho, T, seed):
+    g = torch.Generator().manual_seed(seed)
+    z = 5*torch.randn(3000, 6, generator=g); y = torch.multinomial(z.softmax(1), 1, generator=g)[:,0]
+    wrong = torch.rand(3000, generator=g)<rho
+    noisy = torch.where(wrong, (y+torch.randint(1, 6, (3000,), generator=g))%6, y)
+    got_T,got_rho = fit_noisy_temperature(T*z, noisy)
+    assert abs(got_rho-wrong.double().mean())<.04 and abs(got_T/T-1)<.25
+
+def test_the_fit_of_temperature_and_wrong_labels_is_a_maximum():
+    z,y = logits_and_targs(150, 4, seed=3)
+    def posterior(T, rho):
+        p = (z.double()/T).softmax(1).gather(1, y[:,None])
+        return ((1-rho)*p+rho*(1-p)/3).log().sum().item() + stats.beta.logpdf(rho, 2, 10) - np.log(T)**2/(2*.5**2)
+    T,rho = fit_noisy_temperature(z, y)
+    best = max((posterior(a, b), a, b) for a in np.geomspace(.3, 3, 120) for b in np.linspace(.002, .7, 120))
+    assert posterior(T, rho)>=best[0]-1e-6
 
 # ---- the model
 
@@ -291,7 +349,6 @@ ways = dict(ours=our_dls,
 
 @pytest.mark.parametrize('way', ways)
 def test_images_are_known_by_what_they_are_not_by_their_names(tmp_path, way, monkeypatch):
-    import cv2
     a,b = hospital(tmp_path/'a', 0),hospital(tmp_path/'b', 1)
     one_up = a.assign(filename='a/'+a.filename)
     (tmp_path/'link').symlink_to(tmp_path/'a')
@@ -333,6 +390,12 @@ def test_a_calibrated_learner_knows_its_images_on_another_machine(tmp_path):
         again = load_learner(tmp_path/'m.pkl')
         with pytest.raises(ValueError, match='12 of its 12'): check_not_calibrated_on(again, our_dls(a, tmp_path/'there').valid)
         check_not_calibrated_on(again, our_dls(b, tmp_path/'a').valid)
+
+def test_a_link_to_a_training_image_is_a_training_image(tmp_path):
+    a,b = hospital(tmp_path/'a', 0),hospital(tmp_path/'b', 1)
+    (tmp_path/'b'/'12.png').unlink(); (tmp_path/'b'/'12.png').symlink_to(tmp_path/'a'/'3.png')
+    learn = image_learner(our_dls(a, tmp_path/'a'))
+    with learn.no_bar(), pytest.raises(ValueError, match='trained on.*b/12.png'): calibrate(learn, dl=our_dls(b, tmp_path/'b').valid)
 
 def test_a_copy_is_warned_of_and_copies_are_refused(tmp_path):
     a,b = hospital(tmp_path/'a', 0, 240),hospital(tmp_path/'b', 1, 240)
@@ -385,7 +448,7 @@ def test_one_equal_row_does_not_refuse_a_set():
     with pytest.raises(ValueError, match='5 of its 300'): check_not_calibrated_on(learn, learn.dls.valid.new(TensorDataset(z,y)))
 
 def test_a_table_without_transforms():
-    from fastai.tabular.all import TabularDataLoaders, tabular_learner, range_of
+    from fastai.tabular.all import TabularDataLoaders, tabular_learner
     rng = np.random.default_rng(0)
     df = pd.DataFrame(rng.normal(size=(80,2)), columns=['a','b']).assign(y=rng.integers(0, 3, 80))
     dls = TabularDataLoaders.from_df(df, cont_names=['a','b'], y_names='y', y_block=CategoryBlock(), valid_idx=list(range(40,80)), bs=20, device='cpu')
@@ -413,6 +476,117 @@ def test_not_on_a_plain_data_set_that_is_trained_on():
 class Chaos(Callback):
     order = 90
     def __init__(self, f, on): setattr(self, on, lambda: f(self))
+
+# ---- without the wrapper
+
+def test_the_folded_network_is_the_wrapper():
+    learn = calibrate(fitted())
+    x = learn.dls[2].dataset.tensors[0]
+    before = probs(learn, ds_idx=2)
+    plain = fold_scaling(learn)
+    same(plain(x).softmax(1), before, atol=1e-6); assert not any(isinstance(o, CalibratedModel) for o in plain.modules())
+    same(torch.jit.script(plain)(x).softmax(1), before, atol=1e-6)
+    assert torch.equal(probs(learn, ds_idx=2), before) and isinstance(learn.model, CalibratedModel)
+    with pytest.raises(ValueError, match='60 of its 60'): check_not_calibrated_on(learn, learn.dls.valid)
+
+class Tied(nn.Module):
+    "Its last linear layer is used twice"
+    def __init__(self): super().__init__(); self.first,self.last = nn.Linear(2, K),nn.Linear(K, K)
+    def forward(self, x): return self.last(self.last(self.first(x)).relu())
+
+@pytest.mark.parametrize('model,message', [(lambda: nn.Sequential(toy_model(), nn.Softplus()), 'does not give its output'), (Tied, 'does not give its output'),
+                                           (lambda: nn.Sequential(nn.Unflatten(1, (2,1)), nn.Conv1d(2, K, 1), nn.Flatten()), 'no nn.Linear')])
+def test_what_can_not_be_folded(model, message):
+    learn = toy_learner(model=model())
+    with torch.no_grad(): learn.model.eval()
+    learn.model = CalibratedModel(learn.model, scale=.5)
+    with pytest.raises(ValueError, match=message): fold_scaling(learn)
+
+def test_folding_needs_a_temperature_and_a_batch(tmp_path):
+    learn = fitted()
+    with pytest.raises(ValueError, match='not calibrated'): fold_scaling(learn)
+    for kind in ('entropy','structured','matrix'):
+        with pytest.raises(ValueError, match=f'{kind} scaling'): fold_scaling(calibrate(learn, kind=kind))
+    learn,df = frame_learner(path=tmp_path)
+    with learn.no_bar(): calibrate(learn)
+    learn.export('m.pkl')
+    again = load_learner(tmp_path/'m.pkl')
+    with pytest.raises(ValueError, match='give a batch, xb='): fold_scaling(again)
+    x = toy_data(9)[0]
+    same(fold_scaling(again, x)(x), again.model.eval()(x), atol=1e-6)
+
+# ---- without a held-out set
+
+def noisy_table(n, seed, wrong=0., patients=None):
+    x,y = toy_data(n, seed=seed)
+    rng = np.random.default_rng(seed)
+    y = np.where(rng.random(n)<wrong, (y.numpy()+rng.integers(1, K, n))%K, y.numpy())
+    df = pd.DataFrame(dict(a=x[:,0], b=x[:,1], label=[f'c{o}' for o in y], split='train'))
+    return df if patients is None else df.assign(patient=np.arange(n)//patients)
+
+def fit_table(df, seen=None):
+    if seen is not None: seen.append(df)
+    block = DataBlock(blocks=(TransformBlock,CategoryBlock(vocab=[f'c{i}' for i in range(K)])), get_x=as_point, get_y=ColReader('label'), splitter=by_split)
+    learn = Learner(block.dataloaders(df, bs=30, num_workers=0, device='cpu'), toy_model(), loss_func=CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 3e-2, cbs=OLSCallback())
+    return learn
+
+def test_cross_calibration():
+    clean,train = noisy_table(600, 1).assign(split='valid'),noisy_table(300, 0, .2, patients=3)
+    learn = fit_table(pd.concat([train, clean])); before = learn.get_preds()
+    seen = []
+    r = cross_calibrate(learn, pd.concat([train, clean]), partial(fit_table, seen=seen))
+    assert .1<r.rho<.3 and learn.model.T==pytest.approx(r.T, rel=1e-6) and nll(*learn.get_preds())<nll(*before)
+    assert len(seen)==5 and len(r.logits)==300
+    for k,df in enumerate(seen):                               # patients stay together, and each row is predicted by the network that did not see it
+        assert not set(df.patient[df['split']=='train'])&set(df.patient[df['split']=='valid']) and (np.flatnonzero(df['split']=='valid')==np.flatnonzero(r.folds==k)).all()
+        same(r.logits[r.folds==k], r.learners[k].model.eval()(torch.tensor(train[['a','b']].to_numpy()[r.folds==k]).float()), atol=1e-4)
+    assert [f'c{o}' for o in r.targs]==train.label.tolist()
+    with pytest.raises(ValueError, match='calibrated this network'): check_not_calibrated_on(learn, learn.dls.train)
+    check_not_calibrated_on(learn, learn.dls.valid)
+
+def test_cross_calibration_needs_every_class_in_every_training():
+    train = noisy_table(100, 0, patients=2)
+    learn = fit_table(pd.concat([train, train.assign(split='valid')]))
+    alone = train.assign(patient=np.where(train.label=='c3', -1, train.patient))
+    with pytest.raises(ValueError, match='no image of c3 to train on.*2 patients'): cross_calibrate(learn, alone, fit_table)
+    with pytest.raises(ValueError, match='other classes'): cross_calibrate(learn, train.assign(label='d'+train.label), fit_names)
+
+def fit_names(df):
+    block = DataBlock(blocks=(TransformBlock,CategoryBlock), get_x=as_point, get_y=ColReader('label'), splitter=by_split)
+    return Learner(block.dataloaders(df, bs=30, num_workers=0, device='cpu'), toy_model(), loss_func=CrossEntropyLossFlat())
+
+# ---- another prevalence
+
+def test_priors_by_a_slow_em():
+    z,y = logits_and_targs(400, 4); p = z.double().softmax(1)
+    trained = np.array([.1,.2,.3,.4])
+    q = trained.copy()
+    for _ in range(3000):
+        post = np.zeros((400,4))
+        for i in range(400):
+            w = [p[i,k].item()*q[k]/trained[k] for k in range(4)] if _<3 else p[i].numpy()*q/trained
+            post[i] = np.array(w)/sum(w)
+        new = post.mean(0)
+        if abs(new-q).max()<1e-12: break
+        q = new
+    same(estimate_priors(p, trained, tol=1e-12), q, atol=1e-8)
+    same(adapt_priors(p, trained), post, atol=1e-6); same(adapt_priors(p, 10*trained, 7*q), post, atol=1e-6)
+
+def test_priors_that_are_known_make_shifted_data_calibrated():
+    g = torch.Generator().manual_seed(0)
+    shares = torch.tensor([.05,.25,.7])
+    y = torch.multinomial(shares, 20000, replacement=True, generator=g)
+    x = F.one_hot(y, 3)+torch.randn(20000, 3, generator=g)
+    p = x.double().softmax(1)                                  # the posterior under equal shares
+    for q in (adapt_priors(p, [1,1,1], shares),adapt_priors(p, [1,1,1])):
+        same(q.mean(0), shares.double(), atol=.02)
+        for k in range(3):
+            high = q[:,k]>q[:,k].quantile(.8)
+            assert abs(q[high,k].mean()-(y[high]==k).double().mean())<.03
+    for bad in ([1,1],[1,0,1],[1,1,float('nan')],[1,-1,1]):
+        with pytest.raises(ValueError, match='3 shares or counts above 0'): adapt_priors(p, bad)
+    with pytest.warns(UserWarning, match='still change'): estimate_priors(p, [1,1,1], max_iter=1)
 
 # ---- errors
 
@@ -525,6 +699,38 @@ def test_a_split_of_its_own():
     learn.fit(1, cbs=Calibrate(dl=learn.dls[2]))
     with pytest.raises(ValueError, match='90 of its 90'): check_not_calibrated_on(learn, learn.dls[2])
     check_not_calibrated_on(learn, learn.dls.valid)
+
+def test_a_fit_that_goes_on_is_one_in_a_piece(tmp_path):
+    whole = with_test(path=tmp_path, shuffle=False); whole.fit(3, cbs=Calibrate())
+    part = with_test(path=tmp_path, shuffle=False); part.fit(2); part.save('two')
+    part = with_test(path=tmp_path, shuffle=False); part.load('two')
+    part.fit(3, start_epoch=2, cbs=Calibrate())
+    same(part.model.T, whole.model.T); same(weights(part), weights(whole))
+    part.fit(3, start_epoch=3, cbs=Calibrate())                # nothing is left to train
+    same(part.model.T, whole.model.T); assert part.model.is_scaled
+
+def test_a_compiled_network():
+    plain,compiled = with_test(),with_test()
+    compiled.model = torch.compile(compiled.model, backend='eager')
+    for learn in (plain,compiled): learn.fit(2, .1, cbs=[OLSCallback(),Calibrate()])
+    same(compiled.model.T, plain.model.T); same(probs(compiled, ds_idx=2), probs(plain, ds_idx=2))
+    x = toy_data(5)[0]; same(fold_scaling(compiled)(x), fold_scaling(plain)(x))
+    compiled.fit(1, .1, cbs=Calibrate()); assert compiled.model.is_scaled
+
+def test_the_model_says_what_it_was_calibrated_with():
+    learn = calibrate(fitted())
+    assert f'T={learn.model.T:.4g}, fitted to 60 images' in repr(learn.model)
+    assert 'structured scaling, fitted to 60 images' in repr(calibrate(learn, kind='structured').model)
+    learn.model.set_scaling(); assert 'not calibrated' in repr(learn.model)
+
+def test_refinement_while_training(tmp_path):
+    learn = with_test(path=tmp_path, metrics=RefinementMetric())
+    learn.fit(3, .1, cbs=[SaveModelCallback(monitor='refinement', comp=np.less),Calibrate()])
+    z,y = uncalibrate(learn).get_preds(act=lambda x: x)
+    best = min(o[-1] for o in learn.recorder.values)
+    same(refinement(z, y, logits=True), best); assert learn.recorder.metric_names[-2]=='refinement'
+    assert learn.metrics[0].__getstate__()['seen']==[]
+    with pytest.raises(ValueError, match='softmax'): toy_learner(loss_func=BCEWithLogitsLossFlat(), metrics=RefinementMetric(), data=(toy_data()[0],F.one_hot(toy_data()[1], K).float()), valid=(toy_data(60)[0],F.one_hot(toy_data(60)[1], K).float())).validate()
 
 def test_mixed_precision():
     learn = with_test()

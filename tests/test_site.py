@@ -118,7 +118,7 @@ def test_reference_has_every_public_name_and_its_docments(site, seen):
     assert "Keep just the largest so many entries of a row" in text, "what comes by @delegates is not there"
 
 def test_notebook_links_names_to_the_reference_and_hides_what_nbdev_hides(site, seen, address):
-    page = 'nbs/22_train.ols.html'
+    page = 'nbs/33_train.ols.html'
     assert address+'reference/train.soft_labels.html#ols_fastai.train.soft_labels.SoftLabels' in seen[page]['links']
     text = (site/page).read_text()
     assert '#| ' not in re.sub(r'<[^>]+>', '', text) and 'nbdev_export' not in text
@@ -131,7 +131,7 @@ def test_mathematics_is_drawn_without_scripts(site):
 def test_search_finds_prose_and_names(browser, address):
     from selenium.webdriver.support.ui import WebDriverWait
     as_wide_as(browser, 'phone')
-    for word,page in (('temperature','nbs/34_calibration.scaling.html'),('OLSCallback','reference/train.ols.html')):
+    for word,page in (('temperature','nbs/56_calibration.scaling.html'),('OLSCallback','reference/train.ols.html')):
         browser.get(f'{address}search.html?q={word}')
         WebDriverWait(browser, 15).until(lambda b: b.execute_script("return /found|match/i.test(document.querySelector('#search-results p, .search-summary')?.textContent)"))
         links = browser.execute_script("return [...document.querySelectorAll('#search-results a')].map(o => o.href)")

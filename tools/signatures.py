@@ -1,5 +1,6 @@
 "Public signatures: `python tools/signatures.py` lists what is missing in them; exit code 1 if anything is."
 import inspect, sys, typing
+from dataclasses import is_dataclass
 from importlib import import_module
 from beartype.door import is_bearable
 from beartype import BeartypeConf
@@ -18,7 +19,8 @@ def inherited(cls):
 def members(cls):
     "(name, owner, function): the constructor and the public methods that the package gives a class"
     if '__init__' in vars(cls): yield '',cls,cls.__init__
-    theirs = inherited(cls)
+    # a method that a class of ours settles for its subclasses is described there
+    theirs = inherited(cls) | {name for b in cls.__mro__[1:] if b.__module__.startswith(pkg) for name in vars(b)}
     for name in vars(cls):
         f = getattr(cls, name)
         if name[0]=='_' or name in theirs or hasattr(event, name): continue
@@ -48,7 +50,7 @@ def misfits():
             res.append(f'{name}: {e}')
             continue
         for o in parameters(f):
-            if o.name not in hints or o.default is o.empty: continue
+            if o.name not in hints or o.default is o.empty or repr(o.default)=='<factory>': continue
             fits = is_bearable(o.default, hints[o.name], conf=numbers)
             if not fits: res.append(f'{name}: {o.name}={o.default!r} is no {hints[o.name]}')
     return res
@@ -58,7 +60,7 @@ def undescribed():
     res = []
     for name,owner,f in public():
         if not inspect.getdoc(owner): res.append(f'{name}: no docstring')
-        d = docments(f, full=True)
+        d = docments(owner if is_dataclass(owner) and f.__name__=='__init__' else f, full=True)
         missing = [o.name for o in parameters(f) if not d.get(o.name, {}).get('docment')]
         if missing: res.append(f"{name}: no comment for {', '.join(missing)}")
     return res
