@@ -716,3 +716,32 @@ def test_the_plane_of_classes_that_have_images():
 
 def test_the_count_panel_says_its_scale():
     assert 'log scale' in plot_reliability({'net': random_preds()}).axes[1].get_ylabel()
+
+@pytest.mark.parametrize('k', [0,3,5])
+def test_one_class(k):
+    "Curves and counts are those of the functions, for a class that is first, in the middle and last; by patient too"
+    from ols_fastai.calibration.classes import net_benefit
+    p,t = random_preds(400)
+    who = np.arange(400)//4
+    interp = CalibrationInterpretation.from_preds(p, t, names, pd.DataFrame(dict(patient=who)))
+    fig = interp.plot_class(names[k])
+    curve,by_outcome,decision = fig.axes
+    want = corp(p, t, k, groups=who)
+    line = next(o for o in curve.lines if len(o.get_xdata())==len(want))
+    np.testing.assert_allclose(line.get_xydata(), want[['probability','frequency']])
+    n = int((t==k).sum())
+    assert [o.get_text() for o in by_outcome.get_legend().get_texts()]==[f'{names[k]} (n = {n})', f'not {names[k]} (n = {400-n})']
+    np.testing.assert_allclose(decision.lines[0].get_ydata(), net_benefit(p, t, k)['net benefit'])
+    assert fig.get_suptitle()==f'{names[k]}: {n} of 400 images'
+    table = interp.class_table()
+    assert table.n[names[k]]==n and table.sensitivity[names[k]]==pytest.approx(float((p[t==k].argmax(1)==k).double().mean()))
+    with pytest.raises(ValueError, match="no class 'femu': did you mean femur"): interp.plot_class('femu')
+
+def test_findings_that_may_occur_together():
+    "A multi-label network's finding, and a yes-or-no output"
+    g = torch.Generator().manual_seed(0)
+    p = torch.rand(300, 14, generator=g)
+    y = (torch.rand(300, 14, generator=g)<p).long()
+    fig = plot_class(p, y, 5, 'effusion')
+    assert fig.get_suptitle()==f'effusion: {int(y[:,5].sum())} of 300 images'
+    assert plot_class(p[:,0], y[:,0], 0).get_suptitle().startswith('0: ')

@@ -356,3 +356,10 @@ def test_the_report_of_the_demo(demo, tmp_path, width):
     assert found['n_images']>=8 and not found['broken'] and found['page']<=width
     text = demo.read_text()
     assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images of 56 classes' in text
+
+def test_a_part_that_fails_in_any_way_leaves_a_note():
+    from ols_fastai.page import attempt, paragraph
+    missing = []
+    blocks = attempt('part', lambda: 1/0, missing) + attempt('other', lambda: [paragraph('fine'), None], missing)
+    assert [o['text'] for o in blocks]==['Missing here: part: ZeroDivisionError: division by zero','fine'] and missing==['part: ZeroDivisionError: division by zero']
+    with pytest.raises(KeyboardInterrupt): attempt('stopped', lambda: (_ for _ in ()).throw(KeyboardInterrupt()), missing)

@@ -250,21 +250,23 @@ def macro_table(
 )->pd.DataFrame: # `macro AUROC`, `balanced accuracy`, `macro F1`: `value`, `low`, `high`, and of how many `classes`
     """Means over the classes: of the AUROC (one against the rest), of the sensitivity (of findings: of sensitivity and
     specificity), and of F1. Classes of which one is not defined, since no image has or lacks them, are left out, as
-    scikit-learn does"""
+    scikit-learn does. No interval if more than a tenth of the classes are in fewer than 10 images, or groups"""
     columns = _Columns(preds, targs, threshold)
     codes = group_codes(groups, columns.N)
-    total = {name: (0., np.zeros(columns.N), 0) for name in ('macro AUROC','balanced accuracy','macro F1')}
+    total = {name: (0., np.zeros(columns.N), 0, 0) for name in ('macro AUROC','balanced accuracy','macro F1')}
     for k in range(columns.K):
-        for name,(v,influence) in _macro_parts(*columns[k], columns.multi_label).items():
-            summed,influences,n = total[name]
-            total[name] = summed+v,influences+influence,n+1
+        p,y,predicted = columns[k]
+        few = _too_few(y, codes, True)!=''
+        for name,part in _macro_parts(p, y, predicted, columns.multi_label).items():
+            total[name] = tuple(a+b for a,b in zip(total[name], (*part, 1, few)))
     rows = {name: _mean_row(*o, codes, level) for name,o in total.items()}
     return pd.DataFrame.from_dict(rows, orient='index')
 
-def _mean_row(v, influence, n, codes, level):
-    if not n: return dict(value=np.nan, low=np.nan, high=np.nan, classes=0)
-    v,error = v/n,_error(influence/n, codes)
-    low,high = _unit_interval(v, error, np.arange(len(codes))%2, codes, level) if error>0 else (np.nan,np.nan)
+def _mean_row(v, influence, n, few, codes, level):
+    "The mean over `n` classes, with an interval unless more than a tenth of the classes are too `few`"
+    low = high = np.nan
+    v,error = (v/n,_error(influence/n, codes)) if n else (np.nan,0)
+    if few<=n/10 and error>0: low,high = _unit_interval(v, error, np.zeros(1), codes, level)
     return dict(value=v, low=low, high=high, classes=n)
 
 # %% ../../nbs/53_calibration.classes.ipynb #e0000022

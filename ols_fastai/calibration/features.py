@@ -149,7 +149,7 @@ def template_plane(
     a,b,c = _rows(weight, classes)
     q,r = np.linalg.qr(np.stack([b-a, c-a], 1))
     if np.abs(np.diag(r)).min()<=1e-10*np.abs(r).max():
-        raise ValueError(f"the templates of the classes {classes} lie on a line and make no plane: choose another class")
+        raise ValueError(f"the templates of the classes {classes} lie on a line, not in a plane: choose another class")
     return a,(q*np.sign(np.diag(r))).T
 
 # %% ../../nbs/60_calibration.features.ipynb #45a847f9

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TINY', 'check_preds', 'SampleStats', 'sample_stats', 'Measure', 'as_measure', 'in_percent', 'top_k_acc',
            'top_k_error', 'top_5_error', 'nll', 'brier', 'mean_confidence', 'confidence_gap', 'reliability_table',
-           'ece', 'debiased_ce', 'rms_ce', 'adaptive_ece', 'mce', 'summary_measures', 'summary_metrics']
+           'ece', 'rms_ce', 'adaptive_ece', 'mce', 'summary_measures', 'summary_metrics']
 
 # %% ../../nbs/50_calibration.metrics.ipynb #f8f722a2
 import inspect, warnings
@@ -81,13 +81,15 @@ class SampleStats(NamedTuple):
     targs:np.ndarray # (N,) true classes
     preds:Tensor=None # The predictions, not a copy, for the measures that look at every class
     rows:np.ndarray=None # (N,) rows of `preds`, after `take`; None: all
+    groups:np.ndarray=None # (N,) number of the patient or other group of each sample; None: independent
 
     def take(self,
         idx:np.ndarray # Numbers of samples
     ):
         "The samples `idx`, which may repeat"
         columns = [None if o is None else o[idx] for o in self[:6]]
-        return SampleStats(*columns, self.preds, idx if self.rows is None else self.rows[idx])
+        rows = idx if self.rows is None else self.rows[idx]
+        return SampleStats(*columns, self.preds, rows, None if self.groups is None else self.groups[idx])
 
 # %% ../../nbs/50_calibration.metrics.ipynb #a1000003
 def _rank(p, targs, p_true, correct):
@@ -131,13 +133,13 @@ def _activation(loss):
 
 def _join(parts):
     "One `SampleStats` of those of several batches"
-    *columns,preds,_ = zip(*parts)
+    *columns,preds,_,_ = zip(*parts)
     return SampleStats(*map(np.concatenate, columns), None if preds[0] is None else torch.cat(preds))
 
 class Measure(Metric):
     """A measure with its settings. `ece(preds, targs)` gives the number; `ece()` and `ece(n_bins=5)` give a fastai
     metric over the whole validation set, which is also a function of `(preds, targs)`. Made by `as_measure`"""
-    func,hits,limits,lower_is_better = None,None,(0,1),True
+    func,hits,square,limits,lower_is_better = None,None,None,(0,1),True
     label,whole,scale = '',False,1
 
     def __new__(cls, preds=None, *args, **settings):
@@ -197,14 +199,15 @@ def as_measure(
     limits:tuple=(0,1), # Lowest and highest value there is: no interval leaves them
     lower_is_better:bool|None=True, # None: neither is
     whole:bool=False, # Does it look at every class?
-    hits=None # Function of (SampleStats, settings) that gives N bools, if the measure is their share
+    hits=None, # Function of (SampleStats, settings) that gives N bools, if the measure is their share
+    square=None # Function of (SampleStats, settings), if the measure is the root of what it gives: that is resampled
 ):
     "Make a `Measure` of a function of `(preds, targs, settings)`: a decorator"
     said = dict(label=label, limits=limits, lower_is_better=lower_is_better, whole=whole)
     def _inner(func):
         same = {o: getattr(func, o) for o in ('__doc__','__module__','__qualname__')}
-        said.update(func=staticmethod(func), hits=hits and staticmethod(hits), __signature__=inspect.signature(func))
-        return type(func.__name__, (Measure,), {**same, **said})
+        functions = {k: o and staticmethod(o) for k,o in dict(func=func, hits=hits, square=square).items()}
+        return type(func.__name__, (Measure,), {**same, **said, **functions, '__signature__': inspect.signature(func)})
     return _inner
 
 def in_percent(
@@ -330,20 +333,6 @@ def ece(
     return float(share@abs(gap))
 
 # %% ../../nbs/50_calibration.metrics.ipynb #a1000009
-@as_measure()
-def debiased_ce(
-    preds, # (N,K) probabilities
-    targs=None, # (N,) true classes
-    n_bins:int=15 # Bins of equal width
-)->float: # 0..1
-    """`rms_ce` minus what noise adds: a bin's squared gap loses the variance of its accuracy, acc(1-acc)/(n-1).
-    Bins of one sample are left out; below 0 counts as 0 (the debiased estimator of Kumar et al. 2019)"""
-    s = _stats(preds, targs)
-    _,n,conf,acc = _bin_means(s, n_bins)
-    n,conf,acc = (o[n>1] for o in (n,conf,acc))
-    excess = (conf-acc)**2 - acc*(1-acc)/(n-1)
-    return float(max(0, n/len(s.confidence)@excess)**.5)
-
 @as_measure()
 def rms_ce(
     preds, # (N,K) probabilities

@@ -185,7 +185,7 @@ td.text { white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; }
 tbody th { font-weight: 500; min-width: 6rem; }
 thead th { font-weight: 600; background: var(--tint); }
 thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: inherit;
-  cursor: pointer; }
+  white-space: nowrap; cursor: pointer; }
 thead button::after { content: ' \\2195'; color: var(--soft); }
 [aria-sort=ascending] button::after { content: ' \\2191'; }
 [aria-sort=descending] button::after { content: ' \\2193'; }

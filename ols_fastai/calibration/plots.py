@@ -129,6 +129,7 @@ def _draw_group(ax, s, row, name, n_bins, patients):
     means = f'conf. {row.confidence:.0%}, acc. {row.accuracy:.0%}'
     ax.set_title(f"{short_text(name, 24)} (n = {row['count']:.0f})\n{means}", fontsize=8)
     ax.set(xlim=(0,1), ylim=(-.02,1.02), xticks=[0,.5,1], yticks=[0,.5,1])
+    ax.tick_params(labelsize=8)
     _percent_axes(ax)
 
 def _group_panels(n):

@@ -337,7 +337,8 @@ def _all_sections(R):
 
 def _check_path(path, runs):
     "Raise before anything is computed if the report could not be written"
-    if isinstance(runs, (str,Path)): raise ValueError("the runs come first, then the path: calibration_report(runs, path)")
+    if isinstance(runs, (str,Path)):
+        raise ValueError("the runs come first, then the path: calibration_report(runs, path)")
     path = Path(path)
     if path.parent.is_dir(): return path
     raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")

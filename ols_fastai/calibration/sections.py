@@ -28,7 +28,7 @@ class Report:
     "What the sections are made from"
     runs:dict # Name -> `CalibrationInterpretation`, all of the same images
     known:dict = field(default_factory=dict) # Name -> what else is known of a run, see `calibration_report`
-    by:list = () # Columns to judge by
+    by:list|tuple = () # Columns to judge by
     unit:str = 'images' # What is resampled: 'images', 'patients'
     patients:np.ndarray|None = None # (N,) patient of each image
     n_bins:int = 15 # Bins of equal width
@@ -147,8 +147,8 @@ _definitions = {
                           'probable',
     'NLL': 'mean negative log-likelihood of the true class, in nats; punishes confident mistakes most',
     'Brier': 'mean squared distance of the probabilities to the truth, from 0 to 2',
-    'debiased CE': 'root mean square gap between confidence and accuracy over bins, minus what noise adds (Kumar et al. '
-                   '2019)',
+    'debiased CE': 'root mean square gap between confidence and accuracy over bins, minus what noise adds (Kumar et '
+                   'al. 2019)',
     'ECE': 'expected calibration error: mean gap between confidence and accuracy over bins of equal width (Guo et '
            'al. 2017); adaptive: over bins of equal mass; smooth: without bins (Blasiok and Nakkiran 2023)',
     'MCE, RMS-CE': 'largest gap of a bin; root mean square gap',
@@ -195,8 +195,9 @@ def _measures(R):
                   'suffer least. Measures of all classes at once have no interval, for resampling adds noise that '
                   'they take for miscalibration.'),
         *attempt('tests of calibration', lambda: _test_table(R), R.missing),
-        paragraph('Above 0: over-confident. One test sees confidence that is too high or too low on average, one '
-                  'that of the top-1 prediction in each range, one the probabilities of all classes.'),
+        paragraph('Above 0: over-confident. The first test sees confidence that is too high or too low on average, the '
+                  'second also one that is too high in one range and too low in another, the third the probabilities '
+                  'of all classes.'),
         bullets(f'{k}: {v}' for k,v in _definitions.items())]
 
 # %% ../../nbs/64_calibration.sections.ipynb #f0838bd4
@@ -298,11 +299,10 @@ def _groups(R):
     for by in R.by:
         blocks += attempt_each(R, f'by {by}', partial(_group_table, R, by))
         blocks += attempt(f'reliability by {by}', lambda: _group_figure(R, by), R.missing)
-    return [paragraph('Of all images that a network gives to a class, or that belong to a group: mean '
-                      'confidence, accuracy, and the gap between them. * marks a significant gap (p < '
-                      f".05, Holm's correction for the rows of the table with 10 {R.unit} and more). A "
-                      'true class is no such group: among its images even a perfect network looks '
-                      'miscalibrated.'), *blocks]
+    return [paragraph('Of all images that a network gives to a class, or that belong to a group: mean confidence, '
+                      'accuracy, and the gap between them. * marks a significant gap (p < .05 after Holm\'s correction '
+                      f'for all groups of 10 {R.unit} and more). A true class is no such group: among its images even '
+                      'a perfect network looks miscalibrated.'), *blocks]
 
 # %% ../../nbs/64_calibration.sections.ipynb #021e959f
 _shown = ('sensitivity','specificity','PPV','AUROC','AUPRC','O/E','intercept','slope')
