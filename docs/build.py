@@ -2,7 +2,8 @@
 docments of the package.
 
 Sphinx, MyST-NB and Furo, because Material for MkDocs announces its own end of life (2027) and Jupyter Book 2 builds
-with Node.js; Sphinx is kept, warns of every link that leads nowhere, and its search knows the objects of the reference."""
+with Node.js; Sphinx is kept, warns of every link that leads nowhere, and its search knows the objects of the
+reference."""
 import inspect, re, sys, tempfile
 from importlib import import_module
 from pathlib import Path
