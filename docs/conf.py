@@ -1,4 +1,6 @@
-"Sphinx's settings; `build.py` writes the sources and starts it. Mathematics becomes MathML here, so that no page asks the network for anything."
+"""Sphinx's settings; `build.py` writes the sources and starts it.
+
+Mathematics becomes MathML here, so that no page asks the network for anything."""
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
