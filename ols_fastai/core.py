@@ -74,7 +74,7 @@ def _share(part, tmp):
 _full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def _disk_error(tmp):
-    "What the disk refuses to write, or None. Libraries in C++ have errors of their own, which don't say that it is full"
+    "What the disk refuses to write, or None. Libraries in C++ don't say that it is full"
     try:
         with open(tmp/'probe', 'wb') as f:
             f.write(bytes(2**20))
@@ -87,7 +87,9 @@ def _disk_error(tmp):
 def atomic_write(
     dest:str|Path, # File or folder to write; the folder that it is in must exist
 ):
-    """Gives a path to write to; what is there at the end is renamed to `dest`. After an error or a kill, `dest` is as it was.
+    """Gives a path to write to; what is there at the end is renamed to `dest`.
+
+    After an error or a kill, `dest` is as it was.
 
     Raises `FileNotFoundError` naming the folder that is missing, and `OSError` naming `dest` where the disk is full"""
     dest = Path(dest)

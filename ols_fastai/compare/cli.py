@@ -148,7 +148,8 @@ def _source_mistake(a):
     if a.data and a.folder: return '--data and --folder are two sources of images: give one'
     if a.data=='radimagenet' and not a.root: return '--data radimagenet needs --root, the folder of the data set'
     if source and own: return f'{source} brings its own lists: leave out {own[0]}'
-    if not source and missing: return f"{', '.join(missing)} missing: give three lists, or --folder, or --data brain_regions"
+    if source or not missing: return
+    return f"{', '.join(missing)} missing: give three lists, or --folder, or --data brain_regions"
 
 def _mistake(a):
     "What is wrong with the options together, or None"
@@ -181,6 +182,7 @@ def _in_options(text):
     "A message with options in the place of Python's arguments"
     if text.startswith('method '): return text  # what a method calls momentum is no option
     text = re.sub(rf"\b({_named})='([\w,]+)'", lambda m: f'{_as_option(m[1])} {m[2]}', text)
+    text = re.sub(rf"\b({_named})=(?=['\"])", lambda m: f'{_as_option(m[1])} ', text)
     text = re.sub(rf"\b({_named})=(?=\W|$)", lambda m: _as_option(m[1]), text)
     text = re.sub(rf"`({_named})`", lambda m: f'`{_as_option(m[1])}`', text)
     as_word = rf"(?:^|{_before})({_named})\b(?!\.)|\b({_named})\b(?= must be| needs )"

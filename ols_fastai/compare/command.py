@@ -147,7 +147,8 @@ def _check_columns(df, names):
     "Raises `ValueError` for a column to report by that is not there"
     for o in names:
         if o in df: continue
-        raise ValueError(f"no column {o!r} to report by: {did_you_mean(o, df.columns)} the lists have {', '.join(df.columns)}")
+        near,known = did_you_mean(o, df.columns),', '.join(df.columns)
+        raise ValueError(f"no column {o!r} to report by: {near} the lists have {known}")
 
 def _train_all(comparisons, a, console):
     "Tables of the networks, and what has failed"

@@ -35,7 +35,7 @@ def _check_one_label(labels):
             parts = [o.strip() for o in label.split(mark)]
             if len(parts)<2 or not known.issuperset(parts): continue
             raise ValueError(f"the labels look multi-label: {label!r} beside {parts[0]!r} and {parts[1]!r}. "
-                             "A comparison takes one class per image: give each image one of them, or a class of its own name")
+                             "A comparison takes one class per image: give each image one, or a class of its own name")
 
 def _mark(df, base):
     "A hash of what the images are; each file's size too, so that other files of the same names are noticed"
@@ -180,7 +180,8 @@ def _train(self:Comparison, method, seed, progress, num_workers):
     needs = METHODS[parse_method(method)[0]].needs_baseline
     baseline = self._baseline(seed, progress, num_workers) if needs else None
     made_with,unfinished = self.made_with(method),run_file(self.out, 'unfinished', method, seed)
-    learn,tensors,info = train_run(method, seed, self.lists, self.settings, unfinished, made_with, progress, num_workers, baseline)
+    how = dict(progress=progress, num_workers=num_workers, baseline=baseline)
+    learn,tensors,info = train_run(method, seed, self.lists, self.settings, unfinished, made_with, **how)
     about = dict(method=method, seed=seed, settings=made_with, vocab=list(learn.dls.vocab), versions=package_versions())
     info = dict(info, **about)
     first_process(self._store, method, seed, learn.model, tensors, info)
@@ -356,7 +357,8 @@ def plan_text(
     "A plan in a sentence"
     if not p['to_do']: return f"all {p['runs']} runs were made before"
     time,size = _time_text(p['seconds']),_size_text(p['bytes'])
-    return f"{p['to_do']} of {p['runs']} runs to do: about {time} on this machine, as a few batches were timed, and {size} of disk"
+    how_many = f"{p['to_do']} of {p['runs']} runs to do"
+    return f'{how_many}: about {time} on this machine, as a few batches were timed, and {size} of disk'
 
 # %% ../../nbs/85_compare.comparison.ipynb #68130706
 def recipe_table()->pd.DataFrame: # One row per setting: `value`, `source`

@@ -56,8 +56,9 @@ def run_rows(
     ways = dict(none=(1.,tensors['preds']), temperature=(T,apply_temperature(tensors['preds'], T)))
     rows = []
     for scaled,(t,preds) in ways.items():
+        run = dict(method=info['method'], seed=info['seed'], scaled=scaled)
         measures = summary_metrics(preds, tensors['targs'], n_bins)
-        rows.append(dict(method=info['method'], seed=info['seed'], scaled=scaled, **measures, T=t, seconds=info['seconds']))
+        rows.append(dict(**run, **measures, T=t, seconds=info['seconds']))
     return rows
 
 def history_rows(

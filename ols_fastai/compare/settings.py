@@ -88,7 +88,7 @@ PAPER_RECIPE = { # argument of `compare`: value, where it is from
     'crop': (.875, "random crop is the paper's, its size ours"),
     'flip': (True, 'the paper'),
     'n_per_class': (1000, "a random sample of each class is the paper's, its size ours"),
-    'pretrained': (False, 'the paper starts from pretrained weights where there are any; here --pretrained asks for them'),
+    'pretrained': (False, 'the paper starts from pretrained weights where there are any; --pretrained asks for them'),
     'monitor': ('accuracy', 'the paper watches validation accuracy; that the best epoch is kept is our reading'),
     'seeds': (3, 'ours: the number of runs is not given'),
 }
