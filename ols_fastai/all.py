@@ -41,6 +41,7 @@ from .calibration.networks import *
 from .calibration.report import *
 from .compare.settings import *
 from .compare.statistics import *
+from .compare.processes import *
 from .compare.runs import *
 from .compare.results import *
 from .compare.comparison import *

@@ -37,9 +37,9 @@ def _runs(pid):
     return True
 
 def _is_left(part, day=86400):
-    "Has the process that wrote this part ended? Of other machines, and on Windows, where `os.kill` ends what it asks for: is it older than a day?"
+    "Has the process that wrote this part ended? Of another machine: is the part older than a day?"
     host,pid = re.fullmatch(r'.*\.part-([\w.]+)-(\d+)-\w+', part.name).groups()
-    if host==_host() and os.name=='posix': return not _runs(int(pid))
+    if host==_host() and os.name=='posix': return not _runs(int(pid))  # on Windows `os.kill` would end it
     return time.time()-part.stat().st_mtime>day
 
 def remove_parts(
@@ -71,8 +71,10 @@ def _share(part, tmp):
     new.touch()
     if part.is_file(): part.chmod(new.stat().st_mode)
 
+_full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 def _disk_error(tmp):
-    "What the disk refuses to write, or None. Libraries in C++ give errors of their own, which don't say that it is full"
+    "What the disk refuses to write, or None. Libraries in C++ don't say that it is full"
     try:
         with open(tmp/'probe', 'wb') as f:
             f.write(bytes(2**20))
@@ -85,11 +87,14 @@ def _disk_error(tmp):
 def atomic_write(
     dest:str|Path, # File or folder to write; the folder that it is in must exist
 ):
-    """Gives a path to write to; what is there at the end is renamed to `dest`. After an error, or a kill, `dest` is as it was.
+    """Gives a path to write to; what is there at the end is renamed to `dest`.
+
+    After an error or a kill, `dest` is as it was.
 
     Raises `FileNotFoundError` naming the folder that is missing, and `OSError` naming `dest` where the disk is full"""
     dest = Path(dest)
-    if not dest.parent.is_dir(): raise FileNotFoundError(f"no folder {dest.parent} to write {dest.name} to: make it first")
+    if not dest.parent.is_dir():
+        raise FileNotFoundError(f"no folder {dest.parent} to write {dest.name} to: make it first")
     remove_parts(dest.parent, dest.name)
     tmp = Path(tempfile.mkdtemp(prefix=_part_prefix(dest.name), dir=dest.parent))
     part = tmp/dest.name
@@ -100,17 +105,17 @@ def atomic_write(
         part.replace(dest)
         _sync_folder(dest.parent)
     except Exception as e:
-        full = e if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else _disk_error(tmp)
+        full = e if getattr(e, 'errno', None) in _full else _disk_error(tmp)
         if full is None: raise
         raise OSError(full.errno, full.strerror, str(dest)) from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/00_core.ipynb #12c65446
+# %% ../nbs/00_core.ipynb #8f04cebb
 def write_csv(
     df:pd.DataFrame, # Without its index
     fn:str|Path # File to write; its folder must exist
 ):
-    "Write a table as CSV, atomically. File names that are not UTF-8 are written byte by byte as they are; `read_csv` reads them"
+    "Write a table as CSV, atomically. Names that are not UTF-8 keep their bytes; `read_csv` reads them"
     with atomic_write(fn) as part: df.to_csv(part, index=False, errors='surrogateescape')
 
 def read_csv(
@@ -127,7 +132,8 @@ def save_tensors(
     info:dict # What else to keep: values that JSON knows
 ):
     "Write a safetensors file with `info` as its metadata, atomically"
-    plain = {k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}  # safetensors refuses weights that two layers share
+    # copies, since safetensors refuses weights that two layers share
+    plain = {k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}
     metadata = {k: json.dumps(v) for k,v in info.items()}
     with atomic_write(fn) as part: save_file(plain, part, metadata=metadata)
 
@@ -137,7 +143,8 @@ def _opened(fn):
     if not Path(fn).is_file(): raise FileNotFoundError(f"no file {fn}: is its path right?")
     try:
         with safe_open(fn, 'pt') as f: yield f,{k: json.loads(v) for k,v in f.metadata().items()}
-    except Exception as e: raise ValueError(f"{fn} is damaged, or not a file of ols_fastai's ({e}): remove it, and it is recreated") from e
+    except Exception as e:
+        raise ValueError(f"{fn} is damaged, or not a file of ols_fastai's ({e}): remove it, and it is recreated") from e
 
 def load_tensors(
     fn:str|Path # File that `save_tensors` wrote
@@ -169,9 +176,11 @@ def lock_folder(
     folder:str|Path # Folder that one process at a time may write to
 ):
     "Within it no other process can lock `folder`. Raises `ValueError` where another has it"
-    lock = FileLock(Path(folder).absolute()/'.lock', timeout=0, is_singleton=True)  # in one process it may be locked again within
+    # a singleton: what has the lock may take it again
+    lock = FileLock(Path(folder).absolute()/'.lock', timeout=0, is_singleton=True)
     try: lock.acquire()
-    except Timeout: raise ValueError(f"another command is at work in {folder}: wait for its end, or give another folder") from None
+    except Timeout:
+        raise ValueError(f"another command is at work in {folder}: wait for its end, or give another folder") from None
     try: yield
     finally: lock.release()
 
@@ -200,7 +209,8 @@ def each_alone(
 ):
     """Within it each of several processes predicts all that it is given by itself.
 
-    fastai's `get_preds` gathers each batch of all processes, as if each had a part, and cuts the result: half of the images, twice, where two have the whole list"""
+    fastai's `get_preds` gathers each batch of all processes, as if each had a part, and cuts the result:
+    half of the images, twice, where two have the whole list"""
     n = os.environ.pop('WORLD_SIZE', None)  # what fastai knows the number of processes by
     dividing = L(o for o in learn.cbs if isinstance(o, DistributedTrainer))
     try:

@@ -123,12 +123,12 @@ class Stops(Callback):
 
 def test_an_interrupted_run_knows_what_was_best_and_how_long_it_has_waited(data, tmp_path, monkeypatch):
     watched = dict(methods=['worse'], epochs=8, lr=.01, monitor='nll', patience=3)
-    for out,stops in (('whole',[None]), ('interrupted',[4,None])):
-        for at in stops:
-            monkeypatch.setitem(METHODS, 'worse', Method('worse', lambda at=at: (CrossEntropyLossFlat(), Stops(Worse(2), at)), 'here'))
-            if at is None: small(data, tmp_path/out, **watched)
-            else:
-                with pytest.raises(KeyboardInterrupt): small(data, tmp_path/out, **watched)
+    def compare_until(epoch, out):
+        monkeypatch.setitem(METHODS, 'worse', Method('worse', lambda: (CrossEntropyLossFlat(), Stops(Worse(2), epoch)), 'here'))
+        small(data, out, **watched)
+    compare_until(None, tmp_path/'whole')
+    with pytest.raises(KeyboardInterrupt): compare_until(4, tmp_path/'interrupted')
+    compare_until(None, tmp_path/'interrupted')
     a,b = (load_comparison(tmp_path/o)['worse'] for o in ('whole','interrupted'))
     way = pd.DataFrame(a[1]['history'])
     assert way.nll.idxmin()<4 and len(way)<8     # stopped, after an epoch that was the best before the interruption
@@ -252,7 +252,9 @@ def test_a_run_that_can_not_be_judged_is_left_out(data, tmp_path, damage):
     assert {'hard','ols'}<=set(results.method) and {'reliability.png','soft_labels.png'}<={o.name for o in files}
     page = report.read_text()
     assert 'online label smoothing' in page
-    if damage!='collapsed': assert 'left out: ls' in page and any('leaves out ls' in str(o.message) for o in said)
+    messages = [str(o.message) for o in said]
+    if damage in ('nan','other images'): assert 'left out: ls' in page and any('leaves out ls' in o for o in messages)
+    if damage in ('nan','valid'): assert any("label smoothing, seed 0 can't be judged" in o for o in messages)
 
 def test_an_image_that_has_gone_costs_the_report_this_image(data, tmp_path):
     copy = tmp_path/'images'
@@ -284,7 +286,7 @@ def test_two_processes_share_a_comparison(data, tmp_path):
     assert settings==[2,1]
 
 def test_two_processes_stop_and_keep_the_best_together(data, tmp_path):
-    r = run(data, tmp_path/'two', 0, 'refinement', **two, CROP='1'); assert r.returncode==0, r.stderr[-3000:]
+    r = run(data, tmp_path/'two', 0, 'refinement', **two, CROP='1', METHODS='ols'); assert r.returncode==0, r.stderr[-3000:]
     r = run(data, tmp_path/'one', 0, 'refinement', CROP='1'); assert r.returncode==0, r.stderr
     pd.testing.assert_frame_equal(figures(tmp_path/'two'), figures(tmp_path/'one'), rtol=0, atol=1e-4)
 

@@ -10,17 +10,20 @@ from dataclasses import dataclass, fields
 from typing import Literal
 from fastcore.meta import delegates
 
-# %% ../../nbs/80_compare.settings.ipynb #e89935b9
+# %% ../../nbs/80_compare.settings.ipynb #e0fc4dc6
 Schedule = Literal['one_cycle','step']
 Monitor = Literal['accuracy','nll','refinement']
 
 @dataclass
 class Settings:
     "How each network of a comparison is trained. Raises `ValueError` naming a setting that is out of its range"
-    arch:str='resnet50' # Network: small_cnn, small_resnet, small_mobilenet, small_vgg, ResNet-50, MobileNetV2, VGG-19 or any name of timm
+    # Network: small_cnn, small_resnet, small_mobilenet, small_vgg, ResNet-50, MobileNetV2, VGG-19
+    # or any name of timm
+    arch:str='resnet50'
     pretrained:bool=False # Start from weights that timm downloads
     epochs:int=10 # Passes over the training images
-    schedule:Schedule='one_cycle' # one_cycle, with Adam, or step: SGD, whose rate falls to a tenth at each of the milestones
+    # one_cycle, with Adam, or step: SGD, whose rate falls to a tenth at each of the milestones
+    schedule:Schedule='one_cycle'
     lr:float=3e-3 # Learning rate: the peak of one_cycle, the first of step
     bs:int=64 # Images in a batch
     momentum:float=.9 # Momentum of the SGD of step
@@ -30,18 +33,23 @@ class Settings:
     crop:float=1. # Smallest share of height and width that a random training window keeps; 1 is off
     flip:bool=False # Mirror training images at random; changes laterality
     n_per_class:int|None=None # Train on a random sample of so many images of each class
-    monitor:Monitor|None=None # Keep the epoch that is best on the validation images by accuracy, nll or refinement (nll after scaling); default: the last
+    # Keep the epoch that is best on the validation images by accuracy, nll or refinement (nll after scaling);
+    # default: the last
+    monitor:Monitor|None=None
     patience:int|None=None # Stop after so many epochs without an improvement of what monitor names
 
     def __post_init__(self):
         self.milestones = list(self.milestones)
-        for name,low in dict(epochs=1, bs=1, size=1, n_per_class=1, patience=1, momentum=0, wd=0).items(): _at_least(name, getattr(self, name), low)
+        for name in ('epochs','bs','size','n_per_class','patience'): _at_least(name, getattr(self, name), 1)
+        for name in ('momentum','wd'): _at_least(name, getattr(self, name), 0)
         if not self.lr>0: raise ValueError(f"lr must be above 0, got {self.lr}")
         if not 0<self.crop<=1: raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
-        if not all(0<o<1 for o in self.milestones): raise ValueError(f"milestones must be shares between 0 and 1, got {self.milestones}")
+        for o in self.milestones:
+            if not 0<o<1: raise ValueError(f"milestones must be shares between 0 and 1, got {o}")
         _one_of('schedule', self.schedule, Schedule)
         if self.monitor is not None: _one_of('monitor', self.monitor, Monitor)
-        if self.patience and not self.monitor: raise ValueError(f"patience needs monitor: one of {', '.join(Monitor.__args__)}")
+        if self.patience and not self.monitor:
+            raise ValueError(f"patience needs monitor: one of {', '.join(Monitor.__args__)}")
 
     def as_dict(self):
         "What changes a run: without what another schedule than this one reads, and without what is off"
@@ -65,10 +73,10 @@ def with_settings(
     f.__delwrap__ = Settings  # the class, where the comments are; its `__init__` has no source
     return f
 
-# %% ../../nbs/80_compare.settings.ipynb #6f83e19c
+# %% ../../nbs/80_compare.settings.ipynb #9c3edbfb
 PAPER_RECIPE = { # argument of `compare`: value, where it is from
     'arch': (['ResNet-50','MobileNetV2','VGG-19'], 'the paper'),
-    'methods': (['hard','ls','tfkd_reg','ols'], 'the paper; their settings are not given there, ours are those of `METHODS`'),
+    'methods': (['hard','ls','tfkd_reg','ols'], 'the paper; their settings, not given there, are those of `METHODS`'),
     'size': (224, 'the paper'),
     'bs': (64, 'the paper'),
     'schedule': ('step', 'the paper: SGD with momentum and weight decay, rate falling in steps'),
@@ -80,7 +88,7 @@ PAPER_RECIPE = { # argument of `compare`: value, where it is from
     'crop': (.875, "random crop is the paper's, its size ours"),
     'flip': (True, 'the paper'),
     'n_per_class': (1000, "a random sample of each class is the paper's, its size ours"),
-    'pretrained': (False, 'the paper starts from pretrained weights where there are any; here --pretrained asks for them, since timm downloads them'),
-    'monitor': ('accuracy', 'the paper watches validation accuracy against overfitting; that the best epoch is kept is our reading'),
+    'pretrained': (False, 'the paper starts from pretrained weights where there are any; --pretrained asks for them'),
+    'monitor': ('accuracy', 'the paper watches validation accuracy; that the best epoch is kept is our reading'),
     'seeds': (3, 'ours: the number of runs is not given'),
 }

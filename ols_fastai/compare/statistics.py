@@ -38,7 +38,7 @@ def summarize_seeds(
     by_method = results.groupby('method', sort=False)[columns]
     return by_method.agg(lambda x: mean_interval(x, _digits(x.name)))
 
-# %% ../../nbs/81_compare.statistics.ipynb #353b5d3d
+# %% ../../nbs/81_compare.statistics.ipynb #ec8dd2f0
 def _by_seed(wide, method, other, measure):
     "Values of two methods, seed by seed. Raises `ValueError` where one lacks a seed"
     pair = wide[measure][[method,other]]
@@ -62,7 +62,9 @@ def paired_differences(
     measures:tuple=('Top-1 error %','Top-5 error %','NLL','ECE (15 bins)'), # Columns
     level:float=.95 # Of the intervals
 )->pd.DataFrame: # One row per method and measure: `difference`, `low`, `high`, `p`, `p_holm`, `seeds`
-    "Differences to other methods, seed by seed, with t-intervals and p-values, plain and corrected for all rows of the table. Raises `ValueError` for a method that lacks seeds"
+    """Differences to other methods, seed by seed, with t-intervals and p-values, plain and corrected for all rows.
+
+    Raises `ValueError` for a method that lacks seeds"""
     wide = results.pivot(index='seed', columns='method')
     if others is None: others = [o for o in results.method.unique() if o!=ours]
     pairs = [(other,measure) for other in others for measure in measures]
