@@ -200,7 +200,7 @@ def plot_template_plane(
     bias=None, # (K,) of the last layer; default: zeros
     title:str="Penultimate features in the plane of three templates" # Above the picture
 )->plt.Figure:
-    "The features of three classes on Müller's plane, with the borders between the classes and, as stars, the templates"
+    "The features of three classes on Müller's plane, with the borders between the classes; stars are the templates"
     x,y = _check_features(features, targs)
     origin,axes = template_plane(weight, classes)
     w = _rows(weight, classes)

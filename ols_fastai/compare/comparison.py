@@ -65,8 +65,7 @@ def _make(name, args):
     try: loss,cb = METHODS[name].make(**args)
     except ValueError as e: raise ValueError(f"method {name}: {e}") from e
     except Exception as e:
-        raise ValueError(f"method {name} can't be made: {type(e).__name__}: {e}; "
-                         "`make` must give a loss and a callback or None") from e
+        raise ValueError(f"method {name} can't be made: {type(e).__name__}: {e}") from e
     return loss,cb
 
 def check_methods(

@@ -229,9 +229,9 @@ def _state(self:KeptRun):
     run = dict(settings=self.made_with, epoch=self.epoch, seconds=time.perf_counter()-self.started)
     network = dict(model=get_model(self.model).state_dict(), opt=_plain(self.opt.state_dict()))
     best = _best_file(self.fn)
-    smooth = {k: v for k,v in vars(self.recorder.smooth_loss).items() if k in ('count','val')}
-    watched = dict(smooth_loss=_plain(smooth), history=_plain(self.history.rows),
-                   best=_load(best) if best.exists() else None,
+    smooth = self.recorder.smooth_loss
+    watched = dict(smooth_loss=dict(count=smooth.count, val=smooth.val.as_subclass(Tensor)),
+                   history=_plain(self.history.rows), best=_load(best) if best.exists() else None,
                    trackers={o.name: _tracker_state(o) for o in self.history.trackers})
     learnt = dict(method=self.history.method_cb.state_dict()) if self.learns else {}
     return dict(**run, **network, **watched, **learnt, states=_random_states(self.dls))

@@ -50,6 +50,9 @@ def virtual_teacher(
 # %% ../../nbs/34_train.methods.ipynb #151adf8b
 METHODS = {}  # name -> `Method`, what a comparison can choose from
 
+def _is_loss_and_callback(o):
+    return len(o)==2 and (o[0] is None or callable(o[0])) and (o[1] is None or isinstance(o[1], Callback))
+
 class Method:
     "A way to train: how it is called in tables, where it comes from, and what makes its loss and callback"
     def __init__(self,
@@ -65,9 +68,14 @@ class Method:
     def make(self,
         **settings # Those that differ from `defaults`, and `baseline` where it is needed
     )->tuple: # A loss, and a callback or None
-        "Loss and callback with these settings. Raises what the method raises for settings out of their range"
+        """Loss and callback with these settings.
+
+        Raises what the method raises for settings out of their range, and `TypeError` for what can't be trained with"""
         made = self.func(**settings)
-        loss,cb = made if isinstance(made, tuple) else (None,made) if isinstance(made, Callback) else (made,None)
+        both = made if isinstance(made, tuple) else (None,made) if isinstance(made, Callback) else (made,None)
+        if not _is_loss_and_callback(both):
+            raise TypeError(f"a method must give a loss, a callback, or both as a tuple, got {made!r}")
+        loss,cb = both
         return CrossEntropyLossFlat() if loss is None else loss,cb
 
 # %% ../../nbs/34_train.methods.ipynb #43947285
