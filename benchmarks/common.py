@@ -3,8 +3,8 @@ with versions."""
 from pathlib import Path
 import numpy as np, pandas as pd
 from ols_fastai.calibration.metrics import nll, summary_metrics
-from ols_fastai.calibration.scaling import apply_temperature, fit_temperature
-from ols_fastai.calibration.scaling import entropy_temperature, fit_entropy_temperature
+from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
+from ols_fastai.calibration.temperature import entropy_temperature, fit_entropy_temperature
 from ols_fastai.compare.results import run_file
 from ols_fastai.core import load_tensors, with_versions, write_csv
 from ols_fastai.data.datasets import atlas_files, load_volume, region_voxels

@@ -7,7 +7,7 @@ from ols_fastai.core import load_tensors, save_tensors, write_csv
 from ols_fastai.data.datasets import brain_regions
 from ols_fastai.train.methods import METHODS
 from ols_fastai.calibration.metrics import nll
-from ols_fastai.calibration.scaling import fit_temperature
+from ols_fastai.calibration.temperature import fit_temperature
 from ols_fastai.compare.results import run_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))

@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 from conftest import K, toy_data
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.calibration.scaling import fit_temperature
+from ols_fastai.calibration.temperature import fit_temperature
 from ols_fastai.train.soft_labels import SoftLabels
 
 def test_two_processes_make_the_soft_labels_of_one(tmp_path):

@@ -119,7 +119,7 @@ def test_numbers_are_those_of_the_measures(path):
     from ols_fastai.calibration.resampling import bootstrap, paired_bootstrap, proportion_interval
     from ols_fastai.calibration.metrics import ece, nll
     from ols_fastai.calibration.conformal import ConformalSets
-    from ols_fastai.calibration.scaling import fit_temperature, apply_temperature
+    from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
     text,a,b,patients = path.read_text(),run(2.),run(.6),np.arange(600)//3
     number = lambda v, sign='': f'{v:{sign}.3f}'.replace('-', '\N{MINUS SIGN}')
     m = cells(text, 'Measures with 95 % intervals')
@@ -235,7 +235,7 @@ def test_the_line_of_the_readme(tmp_path, monkeypatch):
     text = calibration_report({'OLS': interp}, n=5).read_text()
     assert (tmp_path/'report.html').is_file() and 'id="conformal-sets"' in text
     preds,targs = learn.get_preds(ds_idx=1)
-    from ols_fastai.calibration.scaling import fit_temperature
+    from ols_fastai.calibration.temperature import fit_temperature
     assert cells(text, 'Before and after scaling').loc['OLS, one temperature','T']==f'{fit_temperature(preds, targs):.2f}'
     text = calibration_report({'OLS': CalibrationInterpretation.from_learner(learn)}, n=5).read_text()   # the validation set itself was judged
     assert 'id="conformal-sets"' not in text and 'give valid_preds and valid_targs' in plain(text)

@@ -16,8 +16,10 @@ from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.ols import OLSCallback
 from ols_fastai.data.loaders import image_dls
-from ols_fastai.calibration.temperature import KINDS, T_RANGE
+from ols_fastai.data.identity import *
 from ols_fastai.calibration.metrics import nll
+from ols_fastai.calibration.temperature import *
+from ols_fastai.calibration.calibrated import *
 from ols_fastai.calibration.scaling import *
 
 def same(a, b, atol=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=0, check_dtype=False)

@@ -4,10 +4,7 @@
 
 # %% auto #0
 __all__ = ['calibrate', 'uncalibrate', 'Calibrate', 'fold_scaling', 'RefinementMetric', 'CrossCalibration', 'cross_calibrate',
-           'estimate_priors', 'adapt_priors', 'T_RANGE', 'as_logits', 'fit_temperature', 'apply_temperature',
-           'entropy_temperature', 'fit_entropy_temperature', 'fit_scaling', 'scale_logits', 'refinement', 'cross_folds',
-           'compare_kinds', 'choose_kind', 'fit_noisy_temperature', 'CalibratedModel', 'check_not_calibrated_on',
-           'forget_images', 'item_ids']
+           'estimate_priors', 'adapt_priors']
 
 # %% ../../nbs/56_calibration.scaling.ipynb #25b7dacd
 import warnings
@@ -21,12 +18,6 @@ from ..data.identity import *
 from .temperature import *
 from .calibrated import *
 from .metrics import check_preds
-
-# %% ../../nbs/56_calibration.scaling.ipynb #0dfc5309
-_all_ = ['T_RANGE', 'as_logits', 'fit_temperature', 'apply_temperature', 'entropy_temperature',
-         'fit_entropy_temperature', 'fit_scaling', 'scale_logits', 'refinement', 'cross_folds', 'compare_kinds',
-         'choose_kind', 'fit_noisy_temperature', 'CalibratedModel', 'check_not_calibrated_on',
-         'forget_images', 'item_ids']
 
 # %% ../../nbs/56_calibration.scaling.ipynb #29d9b70e
 def _check_logits(learn):

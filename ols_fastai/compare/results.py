@@ -16,7 +16,7 @@ from ..data.images import *
 from ..data.lists import SPLITS
 from ..train.methods import *
 from ..calibration.metrics import *
-from ..calibration.scaling import *
+from ..calibration.temperature import *
 from ..calibration.pictures import *
 from ..calibration.plots import *
 from ..calibration.report import *

@@ -20,6 +20,7 @@ from ..data.loaders import *
 from ..train.methods import *
 from ..train.models import *
 from ..calibration.metrics import nll
+from ..calibration.temperature import *
 from ..calibration.scaling import *
 from .settings import *
 from .processes import several_processes

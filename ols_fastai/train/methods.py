@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'FixedTargets', 'virtual_teacher', 'Method', 'tfkd_reg', '
            'ls_plus', 'parse_method', 'method_title']
 
 # %% ../../nbs/34_train.methods.ipynb #988f21f5
-import ast, difflib, inspect
+import ast, inspect
 from fastai.basics import *
 from fastai.callback.mixup import MixUp
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
@@ -226,13 +226,14 @@ def mixup(alpha=.4): return MixUp(_between('alpha', alpha, 1e-3, 100))
 
 # %% ../../nbs/34_train.methods.ipynb #6b414d7b
 def parse_method(
-    spec:str # A name of `METHODS`, or one with settings: 'ols:alpha=0.8:momentum=0.5'
+    method:str # A name of `METHODS`, or one with settings: 'ols:alpha=0.8:momentum=0.5'
 )->tuple: # Name and settings, defaults included
     "Read a method's name and settings. Raises `ValueError` naming what can be chosen"
-    name,_,words = spec.strip().partition(':')
+    name,_,words = method.strip().partition(':')
     if name in _retired: raise ValueError(f"{name} is no more: {_retired[name]}")
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: {_did_you_mean(name, METHODS)}choose from {', '.join(METHODS)}")
+        near = did_you_mean(name, METHODS)
+        raise ValueError(f"unknown method {name!r}: {near+' ' if near else ''}choose from {', '.join(METHODS)}")
     settings = dict(METHODS[name].defaults)
     for word in filter(None, words.split(':')):
         k,has_value,value = word.partition('=')
@@ -243,10 +244,10 @@ def parse_method(
     return name,settings
 
 def method_title(
-    spec:str # A name of `METHODS`, or one with settings: 'ols:alpha=0.8'
+    method:str # A name of `METHODS`, or one with settings: 'ols:alpha=0.8'
 )->str:
     "Title of a method, with the settings that differ from the defaults. Raises what `parse_method` raises"
-    name,settings = parse_method(spec)
+    name,settings = parse_method(method)
     m = METHODS[name]
     changed = ', '.join(f'{k} {v}' for k,v in settings.items() if v!=m.defaults[k])
     return f'{m.title} ({changed})' if changed else m.title
@@ -254,10 +255,6 @@ def method_title(
 # %% ../../nbs/34_train.methods.ipynb #72e14375
 _retired = dict(ols_auto="take ols, whose probabilities are scaled on validation images (in Python: `OLSCallback()` "
                          "with `Calibrate()`)")
-
-def _did_you_mean(name, names):
-    near = difflib.get_close_matches(name, names, 1)
-    return f'did you mean {near[0]}? ' if near else ''
 
 def _parse_value(what, text, kind):
     "A value of the type of the default"

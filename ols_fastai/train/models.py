@@ -7,10 +7,10 @@ __all__ = ['paper_names', 'small_nets', 'small_cnn', 'model_name', 'create_model
 
 # %% ../../nbs/36_train.models.ipynb #3039f47f
 import pickle, timm
-from difflib import get_close_matches
 from fastai.basics import *
 from fastai.layers import ConvLayer, Flatten
 from safetensors.torch import load_file
+from ..core import did_you_mean
 
 # %% ../../nbs/36_train.models.ipynb #66b19ed2
 paper_names = {'ResNet-50':'resnet50', 'MobileNetV2':'mobilenetv2_100', 'VGG-19':'vgg19'}
@@ -52,9 +52,8 @@ def model_name(
     "The name under which `create_model` finds a network. Raises `ValueError` with the nearest names for an unknown one"
     name = paper_names.get(arch, arch)
     if name in small_nets or timm.is_model(name): return name
-    near = get_close_matches(name, [*paper_names, *small_nets, *timm.list_models()], 4)
-    hint = f": did you mean {', '.join(near)}?" if near else "; timm.list_models() lists them"
-    raise ValueError(f"unknown network {arch!r}{hint}")
+    near = did_you_mean(name, [*paper_names, *small_nets, *timm.list_models()], 4)
+    raise ValueError(f"unknown network {arch!r}: {near or 'timm.list_models() lists them'}")
 
 def create_model(
     arch:str, # A name of `small_nets`, of the paper's (`paper_names`) or any of timm's
