@@ -36,6 +36,7 @@ from .calibration.conformal import *
 from .calibration.pictures import *
 from .calibration.features import *
 from .calibration.interpretation import *
+from .calibration.groups import *
 from .calibration.plots import *
 from .calibration.networks import *
 from .calibration.report import *

@@ -16,6 +16,7 @@ from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.plots import *
 from ols_fastai.calibration.features import *
 from ols_fastai.calibration.interpretation import *
+from ols_fastai.calibration.groups import *
 from ols_fastai.calibration.networks import *
 from ols_fastai.train.models import create_model
 from conftest import toy_learner

@@ -30,7 +30,8 @@ class CalibratedModel(nn.Module):
         self.model = model
         self.set_scaling(used, **scaling)
 
-    def _note(self): self.is_scaled = bool(self.scale!=1 or len(self.entropy) or len(self.bias) or len(self.used))
+    def _note(self):
+        self.is_scaled = bool((self.scale!=1).any() or len(self.entropy) or len(self.bias) or len(self.used))
 
     def forward(self, *args, **kwargs):
         if not self.is_scaled: return self.model(*args, **kwargs)
@@ -52,7 +53,7 @@ class CalibratedModel(nn.Module):
 @patch
 def set_scaling(self:CalibratedModel,
     used=(), # (n,2) `item_ids` of the images that it was fitted to
-    scale:float=1., # Factor of the logits, 1/T
+    scale:float|Tensor=1., # Factor of the logits, 1/T; (K,) of multi-label findings
     entropy:tuple|Tensor=(), # `w` and `b` of `entropy_temperature`
     matrix:tuple|Tensor=(), # (K,) or (K,K) of structured scaling
     bias:tuple|Tensor=(), # (K,) of structured scaling
@@ -70,12 +71,13 @@ def set_scaling(self:CalibratedModel,
 @patch(as_prop=True)
 def T(self:CalibratedModel):
     "The temperature; None where there is not one for all"
-    return None if len(self.entropy) or len(self.bias) else 1/self.scale.item()
+    return None if len(self.entropy) or len(self.bias) or self.scale.ndim else 1/self.scale.item()
 
 @patch(as_prop=True)
 def kind(self:CalibratedModel):
-    "'temperature', 'entropy', 'structured', 'matrix', or None without a scaling"
+    "'temperature', 'entropy', 'structured', 'matrix', 'findings' (a temperature each), or None without a scaling"
     if not self.is_scaled: return None
+    if self.scale.ndim: return 'findings'
     if len(self.entropy): return 'entropy'
     if not len(self.bias): return 'temperature'
     return 'structured' if self.matrix.ndim==1 else 'matrix'

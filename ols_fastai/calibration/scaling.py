@@ -18,17 +18,41 @@ from ..data.identity import *
 from .temperature import *
 from .calibrated import *
 from .metrics import check_preds
+from .curves import check_findings
 
 # %% ../../nbs/56_calibration.scaling.ipynb #29d9b70e
-def _check_logits(learn):
-    "The learner's outputs are logits (N,K), which its loss turns into probabilities by softmax"
-    loss,z = learn.loss_func,torch.tensor([[2.,0.,-1.]])
-    act = getattr(loss, 'activation', None)
-    if act is None: ok = isinstance(loss, nn.CrossEntropyLoss) or getattr(loss, '__name__', '')=='cross_entropy'
-    else: ok = torch.allclose(torch.as_tensor(act(z)).float(), z.softmax(1), atol=1e-4)
-    if not ok:
-        raise ValueError(f"the loss {type(loss).__name__} doesn't make probabilities by a softmax over classes, and "
-                         "scaling is made for those: use a cross-entropy, or a loss with `activation` as fastai's have")
+def _activation(loss):
+    "Which makes probabilities of a network's logits: 'softmax' over classes, 'sigmoid' of each finding, or None"
+    z,act = torch.tensor([[2.,0.,-1.]]),getattr(loss, 'activation', None)
+    name = getattr(loss, '__name__', '')
+    if act is None and (isinstance(loss, nn.CrossEntropyLoss) or name=='cross_entropy'): return 'softmax'
+    if act is None and (isinstance(loss, nn.BCEWithLogitsLoss) or name.endswith('_with_logits')): return 'sigmoid'
+    p = z if act is None else torch.as_tensor(act(z)).float()
+    if torch.allclose(p, z.softmax(1), atol=1e-4): return 'softmax'
+    if torch.allclose(p, z.sigmoid(), atol=1e-4): return 'sigmoid'
+
+def _check_logits(learn, kind='temperature', findings=True):
+    "The learner's outputs are logits (N,K), which its loss turns into probabilities that `kind` can scale"
+    loss = learn.loss_func
+    act = _activation(loss)
+    if act is None:
+        raise ValueError(f"the loss {type(loss).__name__} doesn't make probabilities by a softmax over classes or a "
+                         "sigmoid of each finding, and scaling is made for those: use a cross-entropy, or a loss with "
+                         "`activation` as fastai's have")
+    if act=='softmax' and kind=='findings':
+        raise ValueError("kind='findings' is for multi-label networks, and this one gives one class an image: "
+                         "use 'temperature', or 'structured' for a number a class")
+    if act=='sigmoid' and not findings: raise ValueError("this is made for one class an image, and the loss is multi-label")
+    if act=='sigmoid' and kind not in ('temperature','findings'):
+        raise ValueError(f"kind={kind!r} is made for one class an image, and this network is multi-label: "
+                         "use 'temperature', or 'findings' for one each")
+
+def _check_finite(z):
+    z = z.as_subclass(Tensor).double().cpu()
+    bad = ~z.isfinite().flatten(1).all(1)
+    if not bad.any(): return z
+    raise ValueError(f"the network's output is not finite for {int(bad.sum())} of {len(z)} images: "
+                     "has the training diverged?")
 
 def _check_outputs(z, y):
     "Finite logits, not probabilities, and a class for each"
@@ -36,16 +60,19 @@ def _check_outputs(z, y):
     if not isinstance(z, Tensor) or z.ndim!=2 or not isinstance(y, Tensor) or y.ndim!=1 or y.is_floating_point():
         got = ', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in (z,y))
         raise ValueError(f"calibration needs logits (N,K) and an integer class for each, got {got}")
-    z = z.as_subclass(Tensor).double().cpu()
-    bad = ~z.isfinite().all(1)
-    if bad.any():
-        raise ValueError(f"the network's output is not finite for {int(bad.sum())} of {len(z)} images: "
-                         "has the training diverged?")
+    z = _check_finite(z)
     for p,what in ((z,'probabilities'),(z.exp(),'log-probabilities')):
         if ((p>=0)&(p<=1+1e-6)).all() and torch.allclose(p.sum(1), torch.ones(len(p)).double(), atol=1e-3):
             raise ValueError(f"the network gives {what}, not logits: take the softmax off its end")
     check_preds(z.softmax(1), y)
     return z,y.as_subclass(Tensor).cpu()
+
+def _check_finding_outputs(z, y):
+    "Finite logits (N,K), not probabilities, and a 0 or 1 for each"
+    z = _check_finite(z[:,None] if z.ndim==1 else z)
+    if ((z>=0)&(z<=1)).all(): raise ValueError("the network gives probabilities, not logits: take the sigmoid off its end")
+    _,y = check_findings(z.sigmoid(), y)
+    return z,torch.from_numpy(y)
 
 def _outputs(learn, dl, inner=False):
     "Logits and targets of a loader; `inner` within a fit, whose callbacks must not take it for one of their own"
@@ -53,7 +80,7 @@ def _outputs(learn, dl, inner=False):
     removed = learn.cbs.filter(of_the_fit) if inner else []
     with learn.no_bar(), learn.removed_cbs(removed), each_alone(learn):
         z,y = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False), act=noop, inner=inner)
-    return _check_outputs(z, y)
+    return _check_finding_outputs(z, y) if _activation(learn.loss_func)=='sigmoid' else _check_outputs(z, y)
 
 # %% ../../nbs/56_calibration.scaling.ipynb #b88b3af9
 def _is_known(ds):
@@ -78,10 +105,10 @@ def _check_not_trained_on(learn, dl, ids, allow_overlap=False):
 
 # %% ../../nbs/56_calibration.scaling.ipynb #974a10a3
 def calibrate(
-    learn:Learner, # Trained; its loss must be a softmax's
+    learn:Learner, # Trained; its loss must be a softmax's, or a sigmoid's of multi-label findings
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
     dl:DataLoader|None=None, # Images and true classes to calibrate on
-    kind:str='temperature', # Or 'entropy' (one for each image), 'structured', 'matrix', 'auto': see `fit_scaling`
+    kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto': see `fit_scaling`; multi-label: 'findings'
     prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
     allow_overlap:bool=False, # Calibrate on images that look like those of the training?
     patient:str='patient' # Column of the loader's table whose rows stay in one fold, for 'auto', where there is one
@@ -102,12 +129,14 @@ def _column(dl, name):
 
 def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     check_kind(kind)
-    _check_logits(learn)
+    _check_logits(learn, kind)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
     uncalibrate(learn)
     z,y = _outputs(learn, dl, inner)
-    learn.model = CalibratedModel(learn.model, ids, **fit_scaling(z, y, kind, prior, _column(dl, patient)))
+    if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
+    else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
+    learn.model = CalibratedModel(learn.model, ids, **scaling)
     return learn
 
 def uncalibrate(
@@ -122,7 +151,7 @@ class Calibrate(Callback):
     "Calibrate the learner's network at the end of every fit, see `calibrate`"
     order,run_valid = ReduceLROnPlateau.order+20,False  # after SaveModelCallback has loaded the best epoch
     def __init__(self,
-        kind:str='temperature', # Or 'entropy' (one for each image), 'structured', 'matrix', 'auto': see `fit_scaling`
+        kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto': see `fit_scaling`; multi-label: 'findings'
         dl:DataLoader|None=None, # Images and true classes to calibrate on; default: the validation set
         prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
         allow_overlap:bool=False, # Calibrate on images that look like those of the training?
@@ -141,7 +170,7 @@ class Calibrate(Callback):
     def _check(self):
         "What would fail at the end of the fit fails at its start"
         self.checked = True
-        _check_logits(self.learn)
+        _check_logits(self.learn, self.kind)
         if sum(isinstance(o, Calibrate) for o in self.learn.cbs)>1:
             raise ValueError("two Calibrate callbacks in one fit: remove one "
                              "(is one in Learner(cbs=) and one in fit(cbs=)?)")
@@ -209,7 +238,7 @@ class RefinementMetric(Metric):
     ): self.prior,self.seen = prior,[]
     def reset(self): self.seen = []
     def accumulate(self, learn):
-        if not self.seen: _check_logits(learn)
+        if not self.seen: _check_logits(learn, findings=False)
         self.seen.append((learn.to_detach(learn.pred), learn.to_detach(learn.y)))
     @property
     def value(self):
@@ -254,7 +283,7 @@ def cross_calibrate(
     """Calibrate a learner by the training images, each predicted by a network that was not trained on it.
 
     Raises `ValueError` if the training without a fold would lack a class, or if `fit` makes other classes"""
-    _check_logits(learn)
+    _check_logits(learn, findings=False)
     train = df[df['split']=='train'].reset_index(drop=True)
     tables,folds = _fold_tables(train, group, n_folds, seed)
     learners = [fit(o) for o in tables]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['T_RANGE', 'KINDS', 'as_logits', 'fit_temperature', 'apply_temperature', 'entropy_temperature',
            'fit_entropy_temperature', 'fit_scaling', 'check_kind', 'scale_logits', 'cross_folds', 'refinement',
-           'compare_kinds', 'choose_kind', 'fit_noisy_temperature']
+           'compare_kinds', 'choose_kind', 'fit_noisy_temperature', 'fit_finding_scaling']
 
 # %% ../../nbs/54_calibration.temperature.ipynb #c1ba770d
 import math, warnings
@@ -153,7 +153,7 @@ def fit_entropy_temperature(
     return _entropy(*_fp64(preds, targs, logits), prior)
 
 # %% ../../nbs/54_calibration.temperature.ipynb #7343d179
-KINDS = ('temperature','entropy','structured','matrix')
+KINDS = ('temperature','entropy','structured','matrix')  # of one class an image; of findings see `fit_finding_scaling`
 
 def _smooth(z, eps):
     "Log-probabilities, none of which is below eps/K"
@@ -194,10 +194,10 @@ def fit_scaling(
     return _structured(z, targs, kind=='matrix', prior, say)
 
 def check_kind(
-    kind:str # 'temperature', 'entropy', 'structured', 'matrix' or 'auto'
+    kind:str # 'temperature', 'entropy', 'structured', 'matrix', 'auto', or multi-label 'findings'
 ):
     "Raise `ValueError` for anything else, with what to take in the place of vector scaling"
-    known = (*KINDS,'auto')
+    known = (*KINDS,'auto','findings')
     if kind=='vector':
         raise ValueError("vector scaling has no penalty and needs many images of every class: "
                          "use 'structured', the same with a penalty")
@@ -306,3 +306,34 @@ def fit_noisy_temperature(
         found.append((_noisy_loss(z, targs, t, r, prior).item(), t.exp().item(), r.sigmoid().item()))
     _,T,share = min(found)
     return T,(z.shape[1]-1)/z.shape[1]*share
+
+# %% ../../nbs/54_calibration.temperature.ipynb #115899a1
+def _as_pairs(z, y):
+    "A sigmoid of `z` is a softmax of 0 and `z`: (n,2) logits and (n,) classes"
+    return torch.stack([torch.zeros_like(z), z], -1).reshape(-1, 2),y.reshape(-1)
+
+def _finding_temperatures(z, y, prior):
+    "A temperature for each finding, and one warning of those that the images don't set"
+    pairs = [_as_pairs(z[:,k], y[:,k]) for k in range(z.shape[1])]
+    unset = [k for k,o in enumerate(pairs) if _no_finite_best(*o)]
+    if unset:
+        used = 'come from the prior' if prior else 'stay 1'
+        warnings.warn(f"findings number {', '.join(map(str, unset[:10]))}: always or hardly ever right on these "
+                      f"{len(z)} images: their temperatures {used}")
+    return torch.tensor([_temperature(*o, prior, say=False) for o in pairs], dtype=torch.float64)
+
+def fit_finding_scaling(
+    logits, # (N,K) of K findings that may occur together, on a calibration set: tensor or array
+    targs, # (N,K) of 0 and 1
+    kind:str='temperature', # One for all findings, or 'findings': one for each
+    prior:float|None=.5 # Standard deviation of log T around 0; None: maximum likelihood
+)->dict: # Settings of `scale_logits`: `scale` is 1/T, or (K,)
+    """Fit multi-label temperatures: the least binary cross-entropy, summed over images (and findings), plus
+    `log(T)**2/(2*prior**2)`. Warns as `fit_temperature` does. Raises `ValueError` for another kind"""
+    if kind not in ('temperature','findings'):
+        raise ValueError(f"multi-label findings are scaled by 'temperature' or 'findings', got {kind!r}")
+    z,y = _fp64(logits, targs, True)
+    if z.ndim!=2 or z.shape!=y.shape:
+        raise ValueError(f"logits and targs must both be (N,K), got {tuple(z.shape)} and {tuple(y.shape)}")
+    if kind=='findings': return dict(scale=1/_finding_temperatures(z, y, prior))
+    return dict(scale=1/_temperature(*_as_pairs(z, y), prior))
