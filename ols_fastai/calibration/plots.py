@@ -370,12 +370,26 @@ def top_overconfident(
                    true=[names[i] for i in targs[rows]], p_true=preds[rows,targs[rows]].tolist())
     return pd.DataFrame(columns, index=rows.tolist())
 
+def _missed_findings(preds, targs, n, names):
+    "`top_overconfident` of findings: those on the wrong side of one half, by how far"
+    wrong = (preds>=.5)!=(targs==1)
+    confidence = torch.where(wrong, torch.maximum(preds, 1-preds), 0.)
+    order = confidence.flatten().argsort(descending=True, stable=True)[:min(n, int(wrong.sum()))]
+    rows,k = order//preds.shape[1],order%preds.shape[1]
+    there,no = [names[i] for i in k],[f'no {names[i]}' for i in k]
+    said = (preds[rows,k]>=.5).tolist()
+    predicted,true = ([a if o==want else b for a,b,o in zip(there, no, said)] for want in (True,False))
+    p = confidence[rows,k]
+    columns = dict(predicted=predicted, confidence=p.tolist(), true=true, p_true=(1-p).tolist())
+    return pd.DataFrame(columns, index=rows.tolist())
+
 @patch
 def top_overconfident(self:CalibrationInterpretation,
     n:int=9 # Mistakes, at most
 )->pd.DataFrame: # `predicted`, `confidence`, `true`, `p_true`, and `filename` where the list has it
-    "The mistakes with the highest confidence"
-    table = top_overconfident(self.preds, self.targs, n, self.vocab)
+    "The mistakes with the highest confidence; multi-label: `finding` for `no finding`, or the other way round"
+    find = _missed_findings if self.multi_label else top_overconfident
+    table = find(self.preds, self.targs, n, self.vocab)
     if self.items is None or 'filename' not in self.items: return table
     return table.assign(filename=self.items.filename.iloc[table.index].tolist())
 
