@@ -38,6 +38,7 @@ from .calibration.features import *
 from .calibration.interpretation import *
 from .calibration.groups import *
 from .calibration.plots import *
+from .calibration.one_class import *
 from .calibration.networks import *
 from .calibration.report import *
 from .compare.settings import *

@@ -14,6 +14,7 @@ from ols_fastai.calibration.curves import *
 from ols_fastai.calibration.pictures import *
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.plots import *
+from ols_fastai.calibration.one_class import *
 from ols_fastai.calibration.features import *
 from ols_fastai.calibration.interpretation import *
 from ols_fastai.calibration.groups import *

@@ -107,7 +107,7 @@ def calibration_table(
     if ends.empty: macro[['low','high']] = np.nan
     return pd.concat([table.join(ends), macro])
 
-# %% ../../nbs/61_calibration.interpretation.ipynb #25488834
+# %% ../../nbs/61_calibration.interpretation.ipynb #6411c864
 def _mean_with_interval(x, codes, level):
     "Mean of (N,) losses, and its interval by group"
     G,D = codes.max()+1,np.bincount(codes, x-x.mean())
