@@ -196,6 +196,6 @@ def test_two_processes_check_split_train_and_report(tmp_path):
 def test_a_mistake_in_two_processes_is_said_once_and_ends_both(tmp_path):
     root = make_tree(tmp_path/'images')
     r = launched('--folder',root, *tiny, '--bs',500, '--out',tmp_path/'out')
-    assert r.returncode!=0 and r.stderr.count('give a smaller --bs')==1, r.stderr[-3000:]
+    assert r.returncode!=0 and r.stderr.count('Give a smaller --bs')==1, r.stderr[-3000:]
     r = launched('--folder',root, *tiny, '--bs',7, '--out',tmp_path/'out')
     assert r.returncode!=0 and '--bs must be a multiple of 2' in r.stderr, r.stderr[-3000:]

@@ -203,9 +203,11 @@ def check_same_samples(
     "Raise `ValueError` naming the first row in which they differ: networks are compared on the same samples, in order"
     a,b = np.asarray(a),np.asarray(b)
     if len(a)!=len(b): where = f"{len(a)} and {len(b)} of them"
+    elif a.shape!=b.shape: where = f"{a.shape} and {b.shape}"
     elif (a!=b).any():
-        i = int(np.argmax(a!=b))
-        where = f"row {i} is of class {a[i]} for one and {b[i]} for the other ({int((a!=b).sum())} such rows)"
+        other = (a!=b).reshape(len(a), -1).any(1)
+        i = int(other.argmax())
+        where = f"row {i} is of class {a[i]} for one and {b[i]} for the other ({int(other.sum())} such rows)"
     else: return
     raise ValueError(f"{names[0]} and {names[1]} were not judged on the same samples in the same order: {where}")
 

@@ -234,7 +234,7 @@ def save_report(
     def image(i): return _image(Path(root)/items.filename[i])
     def write(runs):
         how = dict(n_bins=n_bins, data=_data(df, faults), by=by, groups=groups)
-        return calibration_report(_entries(runs, items, image), Path(out)/'report.html', **how)
+        return calibration_report(_entries(runs, df, items, image), Path(out)/'report.html', **how)
     try: fn = _without_failing(write, runs, faults)
     except OSError: raise
     except Exception as e: return warnings.warn(f"report.html is missing: {type(e).__name__}: {e}")
@@ -246,13 +246,20 @@ def _image(fn):
     try: return CVImage.create(fn)
     except Exception as e: raise ValueError(str(e)) from e
 
-def _entries(runs, items, image):
+def _trained_counts(df, vocab, settings):
+    "Training images of each class that a run was given"
+    n = df.label[df['split']=='train'].value_counts().reindex(vocab, fill_value=0).to_numpy()
+    most = settings.get('n_per_class')
+    return n if most is None else n.clip(max=most)
+
+def _entries(runs, df, items, image):
     "What `calibration_report` takes for each run"
     known = ('vocab','settings','versions','seed','seconds','method')
     out = {}
     for method,(tensors,info) in runs.items():
         about = {k: info[k] for k in known}
-        out[method_title(method)] = dict(tensors, **about, items=items, images=image)
+        trained = _trained_counts(df, info['vocab'], info['settings'])
+        out[method_title(method)] = dict(tensors, **about, items=items, images=image, trained=trained)
     return out
 
 def _data(df, faults):

@@ -1,0 +1,116 @@
+"Multi-label and yes-or-no networks: judged, calibrated and reported finding by finding."
+import re, warnings
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from sklearn.metrics import log_loss, roc_auc_score
+from fastai.basics import DataLoaders, IndexSplitter, Learner, nn, no_random, noop
+from fastai.callback.progress import ProgressCallback
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.vision.all import ColReader, DataBlock, ImageBlock, MultiCategoryBlock
+from ols_fastai.all import *
+
+names = ['effusion','fracture','nodule']
+
+@pytest.fixture(scope='module')
+def xrays(tmp_path_factory):
+    "60 images with a bright third for each finding that they have"
+    root,rng,rows = tmp_path_factory.mktemp('xrays'),np.random.default_rng(0),[]
+    for i in range(60):
+        has = rng.random(3)<.4
+        a = rng.integers(0, 60, (24,24))
+        for k in range(3): a[8*k:8*k+8] += 120*has[k]
+        Image.fromarray(a.astype(np.uint8)).save(root/f'{i}.png')
+        rows.append((f'{i}.png', ' '.join(n for n,h in zip(names, has) if h), i//2))
+    return root,pd.DataFrame(rows, columns=['filename','labels','patient'])
+
+def block_learner(xrays):
+    root,df = xrays
+    block = DataBlock(blocks=(ImageBlock, MultiCategoryBlock(vocab=names)), get_x=ColReader('filename', pref=root),
+                      get_y=ColReader('labels', label_delim=' '), splitter=IndexSplitter(range(30, 60)))
+    with no_random():
+        learn = Learner(block.dataloaders(df, bs=10, num_workers=0, device='cpu'), create_model('small_cnn', 3), path=root)
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, 3e-3)
+    return learn
+
+def test_a_learner_of_multicategoryblock(xrays, tmp_path):
+    learn = block_learner(xrays)
+    interp = CalibrationInterpretation.from_learner(learn)
+    y = np.stack([xrays[1].labels[30:].str.contains(n) for n in names], 1)
+    assert interp.multi_label and interp.vocab==names and (interp.targs.numpy()==y).all()
+    t = interp.class_table(groups=False)
+    for k,name in enumerate(names): assert t.AUROC[name]==pytest.approx(roc_auc_score(y[:,k], interp.preds[:,k]))
+    by_patient = interp.table()
+    assert by_patient.value['NLL, mean of the findings']==pytest.approx(log_loss(y.ravel(), interp.preds.numpy().ravel()), abs=1e-5)
+    m = interp.top_overconfident(3)
+    assert m.confidence.is_monotonic_decreasing and (m.confidence>=.5).all()
+    for i,r in m.iterrows():
+        k = names.index(r.true.removeprefix('no '))
+        assert bool(y[i,k])==(not r.true.startswith('no ')) and {r.true,r.predicted}=={names[k],f'no {names[k]}'}
+    interp.plot_top_overconfident(2); interp.plot_class('nodule')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        fn = calibration_report({'network': interp}, tmp_path/'r.html')
+    text = fn.read_text()
+    for o in ('One finding at a time','Pictures of findings','Confident mistakes','95 % intervals by patients'): assert o in text
+    for o in ('Conformal sets','Top-1','Parts of this report are missing'): assert o not in text
+
+def test_a_calibrated_network_is_not_judged_on_the_images_that_calibrated_it(xrays):
+    learn = block_learner(xrays)
+    z,y = learn.get_preds(act=noop)
+    for kind in ('temperature','findings'):
+        calibrate(learn, kind=kind)
+        want = (z*torch.as_tensor(fit_finding_scaling(z, y, kind)['scale']).float()).sigmoid()
+        assert torch.allclose(learn.get_preds()[0], want, atol=1e-5)
+        with pytest.raises(ValueError, match='calibrated this network'): CalibrationInterpretation.from_learner(learn)
+    with pytest.raises(ValueError, match='trained on images'): calibrate(learn, dl=learn.dls.train)
+    learn.save('calibrated')
+    fresh = block_learner(xrays)
+    fresh.model = CalibratedModel(fresh.model)
+    fresh.load('calibrated')
+    assert fresh.model.kind=='findings' and torch.equal(fresh.model.scale, learn.model.scale)
+
+@pytest.mark.parametrize('shape', ['logits (N,1), classes (N,)', 'logits (N,1), (N,1) of 0 and 1'])
+def test_yes_or_no_by_one_logit(shape, tmp_path):
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:,0]+.5*x[:,1]>0)
+    targs = y.long() if 'classes' in shape else y[:,None].float()
+    ds = [torch.utils.data.TensorDataset(x[o], targs[o]) for o in (slice(0,200),slice(200,400))]
+    dls = DataLoaders.from_dsets(*ds, bs=50, device='cpu', num_workers=0)
+    dls.vocab = ['benign','malignant']
+    learn = Learner(dls, nn.Linear(4, 1), loss_func=BCEWithLogitsLossFlat(), path=tmp_path).remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(1)
+    interp = CalibrationInterpretation.from_learner(learn)
+    assert interp.vocab==['malignant'] and interp.class_table().AUROC['malignant']==pytest.approx(roc_auc_score(y[200:], interp.preds[:,0]))
+    calibrate(learn)
+    two = torch.cat([torch.zeros(200,1), uncalibrate(learn).model(x[200:]).detach()], 1)
+    assert calibrate(learn).model.T==pytest.approx(fit_temperature(two, y[200:].long(), logits=True), rel=1e-5)
+
+def test_a_prior_keeps_the_temperature_of_a_rare_finding_near_one():
+    g = torch.Generator().manual_seed(1)
+    z = 3*torch.randn(500, 2, generator=g)-torch.tensor([0.,14.])
+    y = (torch.rand(500, 2, generator=g)<(z/3).sigmoid()).long()
+    y[:,1] = 0
+    y[z[:,1].argmax(),1] = 1
+    T,wild = (1/fit_finding_scaling(z, y, 'findings', prior)['scale'] for prior in (.5,None))
+    assert T[0]==pytest.approx(3, rel=.25) and .3<T[1]<2.5 and abs(wild[1].log())>abs(T[1].log())
+
+def test_training_methods_of_classes_refuse_findings_by_name():
+    ds = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(0, 2, (40,3)).float())
+    learn = Learner(DataLoaders.from_dsets(ds, ds, bs=20, device='cpu', num_workers=0), nn.Linear(4,3), loss_func=BCEWithLogitsLossFlat())
+    with pytest.raises(Exception, match='multi-label'), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=OLSCallback())
+
+def test_networks_of_two_kinds_have_no_report_together(tmp_path):
+    p = torch.rand(50, 3)
+    both = {'a': (p, (p>.5).long()), 'b': ((4*p).softmax(1), p.argmax(1))}
+    with pytest.raises(ValueError, match='multi-label'): calibration_report(both, tmp_path/'r.html')
+
+def test_two_networks_of_findings(tmp_path):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(800,14))*2-2
+    y = (rng.random(z.shape)<1/(1+np.exp(-z))).astype(int)
+    def run(a): return dict(preds=1/(1+np.exp(-a*z[:500])), targs=y[:500], valid_preds=1/(1+np.exp(-a*z[500:])), valid_targs=y[500:], vocab=[f'f{i}' for i in range(14)],
+                            items=pd.DataFrame(dict(site=['x','y']*250)))
+    text = calibration_report({'good': run(1), 'sure': run(2)}, tmp_path/'r.html', by=['site'], data={'source': 'made up'}).read_text()
+    words = ' '.join(re.sub('<[^>]+>', ' ', re.sub('base64,[^"]*', '', text)).split())
+    assert 'sure, one temperature' in words and 'good, by site' in words and 'findings 14' in words
+    assert re.search('good: macro AUROC [.0-9]+ [^:]*: no finding is off', words) and re.search('sure: macro AUROC [^:]*: off beyond chance: f', words)
