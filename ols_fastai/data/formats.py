@@ -166,7 +166,7 @@ def _only_page(tif):
     if not pages: raise _Unreadable("is TIFF without an image: take it off the list")
     page,n = pages[0],len(pages)
     _check_size(page.imagelength, page.imagewidth)
-    # a volume may be all in one page, and so may a stack that ImageJ, OME or tifffile tell of in the description
+    # a volume may be one page, and so may a stack, which only the description tells (ImageJ, tifffile)
     if page.imagedepth>1 or page.description:
         n = max(n, tif.series[0].size//(page.imagelength*page.imagewidth*page.samplesperpixel))
     _check_pages(n)
