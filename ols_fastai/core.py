@@ -29,7 +29,7 @@ def _short(name): return name[:80]  # a file's name ends at 255 bytes
 
 def _part_prefix(name): return f'.{_short(name)}.part-{_host()}-{os.getpid()}-'
 
-def _runs(pid):
+def _is_running(pid):
     "Is there a process of this number?"
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
@@ -39,7 +39,7 @@ def _runs(pid):
 def _is_left(part, day=86400):
     "Has the process that wrote this part ended? Of another machine: is the part older than a day?"
     host,pid = re.fullmatch(r'.*\.part-([\w.]+)-(\d+)-\w+', part.name).groups()
-    if host==_host() and os.name=='posix': return not _runs(int(pid))  # on Windows `os.kill` would end it
+    if host==_host() and os.name=='posix': return not _is_running(int(pid))  # on Windows `os.kill` would end it
     return time.time()-part.stat().st_mtime>day
 
 def remove_parts(
@@ -65,7 +65,7 @@ def _sync_folder(folder):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-def _share(part, tmp):
+def _give_default_mode(part, tmp):
     "Give a file the permissions of any new one; to ask for the umask would be to change it, for other threads too"
     new = tmp/'new'
     new.touch()
@@ -100,7 +100,7 @@ def atomic_write(
     part = tmp/dest.name
     try:
         yield part
-        _share(part, tmp)
+        _give_default_mode(part, tmp)
         _sync(part)
         part.replace(dest)
         _sync_folder(dest.parent)
@@ -175,7 +175,7 @@ def with_versions(
 def lock_folder(
     folder:str|Path # Folder that one process at a time may write to
 ):
-    "Within it no other process can lock `folder`. Raises `ValueError` where another has it"
+    "While it is open, no other process can lock `folder`. Raises `ValueError` where another has it"
     # a singleton: what has the lock may take it again
     lock = FileLock(Path(folder).absolute()/'.lock', timeout=0, is_singleton=True)
     try: lock.acquire()
@@ -199,7 +199,7 @@ def did_you_mean(
 def quiet_learner(
     learn:Learner # That trains or predicts
 ):
-    "Within it a learner shows no bar and prints no row an epoch"
+    "While it is open, a learner shows no bar and prints no row per epoch"
     with learn.no_bar(), learn.no_logging(): yield
 
 # %% ../nbs/00_core.ipynb #d1e57927
@@ -207,7 +207,7 @@ def quiet_learner(
 def each_alone(
     learn:Learner # That predicts
 ):
-    """Within it each of several processes predicts all that it is given by itself.
+    """While it is open, each of several processes predicts all that it is given by itself.
 
     fastai's `get_preds` gathers each batch of all processes, as if each had a part, and cuts the result:
     half of the images, twice, where two have the whole list"""
@@ -236,7 +236,7 @@ def _broadcast(self:DistributedDL, t, rank):
 
 # %% ../nbs/00_core.ipynb #274c3034
 class FirstProcessFailed(ValueError):
-    "The first of several processes raised an error, and has said it; this one can't go on either"
+    "The first of several processes raised an error, and has said it; this one can't continue either"
 
 _waiting = []  # the group in which the others wait for the first process
 

@@ -750,6 +750,12 @@ def test_fallback_and_init(kind, row):
     fixed_learner(logits5, targs5).fit(1, cbs=[cb2,first])
     same(first.seen[0][2], torch.tensor(row))
 
+def test_the_warning_of_a_class_without_samples_knows_correct_only():
+    cb = OLSCallback(correct_only=False, min_count=2)
+    says = "1 of 3 classes had too few samples to learn from in the last epoch and have 'uniform' soft labels: 1"
+    with pytest.warns(UserWarning, match=says): fixed_learner(logits5, targs5).fit(1, cbs=cb)
+    assert cb.history[0]['used_fallback']==[1]
+
 def test_fallback_previous_keeps_the_row():
     cb = OLSCallback(fallback='previous', init='ls', eps=.3)
     fixed_learner(logits5, targs5).fit(2, cbs=cb)
@@ -829,7 +835,7 @@ def test_logits_given_to_accumulate_are_said_once():
 
 def test_alpha_auto_says_what_to_take_instead():
     with pytest.raises(ValueError, match=r"OLSCallback\(\) with Calibrate\(\)"): OLSCallback(alpha='auto')
-    with pytest.raises(ValueError, match=r"ols_auto is no more: take ols, .*`OLSCallback\(\)` with `Calibrate\(\)`"): parse_method('ols_auto')
+    with pytest.raises(ValueError, match=r"ols_auto was removed: take ols, .*`OLSCallback\(\)` with `Calibrate\(\)`"): parse_method('ols_auto')
 
 @pytest.mark.parametrize('label', [-1, 3, 7])
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), BaseLoss(nn.MultiMarginLoss)], ids=['ce','margin'])

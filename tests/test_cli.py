@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     r = command('--folder',root, *tiny, '--out',tmp_path/'out', preexec_fn=small_files)
     assert r.returncode==2 and 'Traceback' not in r.stderr, r.stderr
     last = r.stderr.strip().splitlines()[-1]
-    assert last.startswith('ols_compare: ') and 'File too large: make room; the same command goes on' in last, r.stderr
+    assert last.startswith('ols_compare: ') and 'File too large: make room, and run the same command again to resume' in last, r.stderr
     assert not list((tmp_path/'out').rglob('.*part*'))
 
 def test_a_run_that_fails_is_said_and_the_others_come_out(tmp_path):
@@ -162,7 +162,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
         if 'waiting' in line: break
     p.send_signal(signal.SIGINT)
     out,err = p.communicate(timeout=100)
-    assert p.returncode==130 and err.strip().splitlines()[-1]=='ols_compare: stopped; the same command goes on' and 'Traceback' not in err, err
+    assert p.returncode==130 and err.strip().splitlines()[-1]=='ols_compare: stopped; run the same command again to resume' and 'Traceback' not in err, err
     monkeypatch.delenv('STOPS')
     r = command(*args); assert r.returncode==0, r.stderr
     assert not list((tmp_path/'out/unfinished').iterdir())

@@ -9,6 +9,7 @@ from ols_fastai.core import load_metadata, load_tensors, save_tensors
 from ols_fastai.train.methods import METHODS, Method
 from ols_fastai.compare.comparison import compare
 from ols_fastai.compare.results import load_comparison, print_summary, run_file, save_figures, save_report
+from ols_fastai.compare.statistics import paired_differences
 
 here = Path(__file__).parent
 quiet = Console(file=io.StringIO(), force_jupyter=False)
@@ -304,3 +305,14 @@ def test_an_error_in_one_process_ends_both(data, tmp_path, damaged):
     (copy/f'{damaged}_1_2.png').write_bytes(b'no picture')
     r = run(copy, tmp_path/'out', **two)   # a hang would be a TimeoutExpired
     assert r.returncode!=0 and f'{damaged}_1_2.png' in r.stderr
+
+# --- statistics of what `compare` gives
+
+def test_differences_take_one_row_of_each_run():
+    rows = [dict(method=m, seed=s, scaled=o, NLL=s+n+.1*s*n) for m,n in (('hard',1),('ols',2)) for s in range(3) for o in ('none','temperature')]
+    results = pd.DataFrame(rows)
+    says = r"hard has several rows for seed 0.*results\[results\.scaled=='none'\], or 'temperature'"
+    with pytest.raises(ValueError, match=says): paired_differences(results, 'ols', measures=('NLL',))
+    for o in ('none','temperature'):
+        d = paired_differences(results[results.scaled==o], 'ols', measures=('NLL',))
+        assert d.loc[('hard','NLL'),'difference']==pytest.approx(1.1) and d.loc[('hard','NLL'),'seeds']==3

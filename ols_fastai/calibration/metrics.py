@@ -66,7 +66,7 @@ def check_preds(
     _refuse_rows((low<0) | (high>1+1e-3),
                  "preds are not in 0..1; logits? use `act=partial(torch.softmax, dim=-1)`, or a loss of fastai's")
     _refuse_rows((total-1).abs()>1e-2,
-                 "preds sum to {:.4g}, not 1: this package judges one class an image, by a softmax over classes", total)
+                 "preds sum to {:.4g}, not 1: they must be of one class per image, by a softmax over classes", total)
     _refuse_rows((targs<0) | (targs>=K), f"true class {{}} is not in 0..{K-1}", targs)
     return preds if dtype is None else preds.to(dtype),targs
 

@@ -40,11 +40,11 @@ def _check_logits(learn, kind='temperature', findings=True):
                          "sigmoid of each finding, and scaling is made for those: use a cross-entropy, or a loss with "
                          "`activation` as fastai's have")
     if act=='softmax' and kind=='findings':
-        raise ValueError("kind='findings' is for multi-label networks, and this one gives one class an image: "
+        raise ValueError("kind='findings' is for multi-label networks, and this one gives one class per image: "
                          "use 'temperature', or 'structured' for a number a class")
-    if act=='sigmoid' and not findings: raise ValueError("this is made for one class an image, and the loss is multi-label")
+    if act=='sigmoid' and not findings: raise ValueError("this is made for one class per image, and the loss is multi-label")
     if act=='sigmoid' and kind not in ('temperature','findings'):
-        raise ValueError(f"kind={kind!r} is made for one class an image, and this network is multi-label: "
+        raise ValueError(f"kind={kind!r} is made for one class per image, and this network is multi-label: "
                          "use 'temperature', or 'findings' for one each")
 
 def _check_finite(z):

@@ -103,7 +103,7 @@ def fit_temperature(
 
 def apply_temperature(
     preds:Tensor, # (N,K) probabilities
-    T:float|Tensor # Above 1 softens; one for all, or one a sample (N,)
+    T:float|Tensor # Above 1 softens; one for all, or one per sample (N,)
 )->Tensor: # (N,K) probabilities, fp64
     "Probabilities with their logits divided by `T`"
     return (as_logits(preds)/(T[:,None] if isinstance(T, Tensor) and T.ndim else T)).softmax(-1)
@@ -153,7 +153,7 @@ def fit_entropy_temperature(
     return _entropy(*_fp64(preds, targs, logits), prior)
 
 # %% ../../nbs/54_calibration.temperature.ipynb #7343d179
-KINDS = ('temperature','entropy','structured','matrix')  # of one class an image; of findings see `fit_finding_scaling`
+KINDS = ('temperature','entropy','structured','matrix')  # of one class per image; of findings see `fit_finding_scaling`
 
 def _smooth(z, eps):
     "Log-probabilities, none of which is below eps/K"

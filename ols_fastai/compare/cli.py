@@ -22,8 +22,8 @@ class _Images:
     test:str|None=None # List of the test images, on which everything is measured
     # Columns of the lists that hold the file name and the class; positions, such as 0,1, if the lists have no header
     columns:str='filename,label'
-    encoding:str|None=None # How the lists' text is written, if not in UTF-8: cp1252 for Windows
-    patient:str='patient' # Column of patients, nobody of whom may be in two lists, if there is such a column
+    encoding:str|None=None # Text encoding of the lists, if not UTF-8: cp1252 for Windows
+    patient:str='patient' # Column of patients, none of whom may be in two lists, if there is such a column
     patient_from:str|None=None # Regular expression that finds the patient in a file's name: '(\d+)_'
     root:str|None=None # Folder that the lists' file names are relative to; default: the folder of --train
     # Instead of lists: folders class/image, of which a tenth each is drawn to validate and to test,
@@ -44,7 +44,7 @@ class _Runs:
     list_methods:bool=False # Show all methods with their settings and sources, and stop
     methods_from:str|None=None # Python file that is run first and adds to METHODS, see the tutorial own_method
     seeds:int=1 # Runs of each method
-    # The paper's settings, and ours where it is silent; what else is given counts more
+    # The paper's settings, with ours where it gives none; other options override them
     recipe:Literal['paper']|None=None
     plan:bool=False # Say how many runs are left and how long they will take, and stop
     workers:int|None=None # Processes that read images; default: one per core
@@ -57,7 +57,7 @@ class _Results:
     groups:str|None=None
     # Columns of the lists, separated by commas: the report shows calibration for each of their values
     by:str=''
-    quiet:bool=False # Print errors alone
+    quiet:bool=False # Print only errors
     debug:bool=False # Show the traceback of an error
 
 _groups = {'images':_Images, 'runs':_Runs, 'training':Settings, 'results':_Results}
@@ -71,7 +71,7 @@ _metavars = dict(
 def _numbers(s): return [float(o) for o in s.split(',')]
 
 def _plain_type(kind):
-    "Of `int|None`: `int`"
+    "The type that an option is read as: `int` of `int|None`"
     is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     return next(o for o in typing.get_args(kind) if o is not type(None)) if is_union else kind
 
@@ -115,11 +115,12 @@ _epilog = """examples:
     ols_compare --data brain_regions --arch small_cnn --size 40 --methods ols,ols:alpha=0.8 --out alpha
 
 The CSVs have a header with the columns filename and label. Results go to --out: results.csv and history.csv,
-runs/ with the predictions, models/ with the weights, pictures and report.html; of several networks in a folder each.
-The same command again goes on where it was stopped, from the last whole epoch.
+runs/ with the predictions, models/ with the weights, pictures and report.html;
+with several networks, each has its own folder.
+If it was stopped, run the same command again to resume from the last whole epoch.
 
 exit codes: 0 done; 2 a mistake in the options or the data, or a run that failed, while the others' results are there;
-130 stopped by Ctrl-C; any other is a fault of ours, with a traceback."""
+130 stopped by Ctrl-C; any other code is a bug in ols_compare; a traceback is shown."""
 
 def _recipe_text():
     "The paper's recipe as one would type it"
@@ -164,6 +165,7 @@ def _recipe_defaults(): return {k: ','.join(v) if k in ('arch','methods') else v
 def _parse(argv):
     "Options, and the fields of `Settings` among them"
     p = _parser()
+    # once to see --recipe, and again with its values as defaults
     if p.parse_args(argv).recipe: p.set_defaults(**_recipe_defaults())
     a = p.parse_args(argv)
     mistake = _mistake(a)
@@ -181,10 +183,15 @@ def _as_option(name): return _other_names.get(name) or _flag(name)
 def _in_options(text):
     "A message with options in the place of Python's arguments"
     if text.startswith('method '): return text  # what a method calls momentum is no option
+    # n_bins='x' -> --bins x
     text = re.sub(rf"\b({_named})='([\w,]+)'", lambda m: f'{_as_option(m[1])} {m[2]}', text)
+    # patient_from='(x)' -> --patient-from '(x)'
     text = re.sub(rf"\b({_named})=(?=['\"])", lambda m: f'{_as_option(m[1])} ', text)
+    # exclude= -> --exclude
     text = re.sub(rf"\b({_named})=(?=\W|$)", lambda m: _as_option(m[1]), text)
+    # `check_images` -> `--check`
     text = re.sub(rf"`({_named})`", lambda m: f'`{_as_option(m[1])}`', text)
+    # bs must be, patience needs, a smaller bs -> --bs, --patience
     as_word = rf"(?:^|{_before})({_named})\b(?!\.)|\b({_named})\b(?= must be| needs )"
     return re.sub(as_word, lambda m: _as_option(m[1] or m[2]), text)
 
@@ -198,14 +205,14 @@ def _error_text(e):
     if type(e).__name__=='OutOfMemoryError': return f'{text.splitlines()[0]} Give a smaller --bs or --size.'
     if not isinstance(e, OSError) or not e.strerror: return _in_options(text)
     what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror
-    if e.errno in _full: return f"{what}: make room; the same command goes on"
+    if e.errno in _full: return f"{what}: make room, and run the same command again to resume"
     return what if isinstance(e, FileNotFoundError) else f"{what}: is --out a folder that can be written to?"
 
 def _say(text, file=None): print(f'ols_compare: {text}', file=file or sys.stderr, flush=True)
 
 @contextmanager
 def _plain_warnings():
-    "Within it our warnings are a line each; everybody else's stay as they are"
+    "While it is open, our warnings are a line each; everybody else's stay as they are"
     usual = warnings.showwarning
     def show(message, category, filename, lineno, file=None, line=None):
         ours = f'{os.sep}ols_fastai{os.sep}' in filename
@@ -228,7 +235,9 @@ def _n_processes(): return int(os.environ.get('WORLD_SIZE') or 1)
 def _rank(): return int(os.environ.get('RANK') or 0)
 
 def _leave(code):
-    "Of several processes, end this one with an error that the others can't wait for"
+    """Flush, and give the exit code.
+
+    After an error in one of several processes, end at once: a normal end would wait for the others"""
     sys.stdout.flush()
     sys.stderr.flush()
     if code and _n_processes()>1: os._exit(code)
@@ -237,7 +246,7 @@ def _leave(code):
 def _fault(e):
     "Say an error that is no mistake of the user's, with its traceback, unless it is the echo of another process's end"
     echo = _n_processes()>1 and re.search('Connection (closed|reset)|connectionReset', str(e))
-    if echo: _say(f'process {_rank()} ends, since another one has ended')
+    if echo: _say(f'process {_rank()} stops because another process stopped')
     else: traceback.print_exception(e)
     return 1
 
@@ -258,7 +267,7 @@ def ols_compare(
     try:
         with _plain_warnings(): return _leave(_run(a, settings))
     except KeyboardInterrupt:
-        if not _rank(): _say('stopped; the same command goes on')
+        if not _rank(): _say('stopped; run the same command again to resume')
         return _leave(130)
     except (ValueError, OSError, ImportError) as e:
         if a.debug: raise

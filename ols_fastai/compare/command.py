@@ -199,7 +199,7 @@ def run_command(
     images = read_images(**lists)
     _check_columns(images[0]['train'], [*_words(a.by), *L(a.groups)])
     for arch,c in comparisons.items():
-        plan = first_process(c.on(*images).plan, 3, a.workers)
+        plan = first_process(c.set_images(*images).plan, 3, a.workers)
         _say(console, f'{arch}: {plan_text(plan)}')
     if a.plan: return []
     with locked(a.out):

@@ -6,9 +6,8 @@
 __all__ = ['compare', 'check_bins', 'plan_comparison', 'plan_text', 'recipe_table']
 
 # %% ../../nbs/85_compare.comparison.ipynb #ce64a0a6
-import hashlib, itertools, statistics, time, warnings
+import dataclasses, hashlib, itertools, statistics, time, warnings
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace as changed
 import timm
 from fastai.vision.all import *
 from rich.console import Console
@@ -37,7 +36,7 @@ def _check_one_label(labels):
             raise ValueError(f"the labels look multi-label: {label!r} beside {parts[0]!r} and {parts[1]!r}. "
                              "A comparison takes one class per image: give each image one, or a class of its own name")
 
-def _mark(df, base):
+def _fingerprint(df, base):
     "A hash of what the images are; each file's size too, so that other files of the same names are noticed"
     rows = [(*o, os.path.getsize(base/o[0])) for o in zip(df.filename, df.label, df['split'])]
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
@@ -48,12 +47,12 @@ def _read_images(*args, **kwargs):
     if lacking:
         raise ValueError(f"a comparison needs images for train, valid and test, and there are none for {lacking[0]}")
     _check_one_label(df.label.astype(str))
-    return dict(train=df, root=base, check_files=False),_mark(df, base)
+    return dict(train=df, root=base, check_files=False),_fingerprint(df, base)
 
 def read_images(
     *args, # Of `image_table`
     **kwargs # Of `image_table`
-)->tuple: # Arguments of `image_dls`, and a mark of what the images are
+)->tuple: # Arguments of `image_dls`, and a fingerprint of the images
     """Read the lists and look for all images.
 
     Raises what `image_table` raises, and `ValueError` for a split without images and for multi-label lists"""
@@ -106,13 +105,13 @@ class Comparison:
         check_processes(settings.bs)
         self.failed,self.baselines = {},{}
 
-    def on(self,
+    def set_images(self,
         lists:dict, # Arguments of `image_dls`
-        mark:str # Of what the images are
+        fingerprint:str # Of the images, see `read_images`
     ):
         "Give it the images. Raises `ValueError` if its folder has runs that can't stand in one table with these"
         self.lists = lists
-        self.shared = dict(self.settings.as_dict(), images=mark, processes=max(1, num_distrib()))
+        self.shared = dict(self.settings.as_dict(), images=fingerprint, processes=max(1, num_distrib()))
         first_process(self._check_stored)
         return self
 
@@ -128,7 +127,7 @@ class Comparison:
     def made_with(self,
         method:str # A method and its settings
     )->dict:
-        "All that settles a run but its seed, also the code of a user's method"
+        "Everything that determines a run but its seed, also the code of a user's method"
         name,args = parse_method(method)
         code = [_code(o) for o in ([name,'hard'] if METHODS[name].needs_baseline else [name])]
         own = dict(code=code) if any(code) else {}
@@ -145,7 +144,7 @@ def _prepare(out, stack):
 def locked(
     out:str|Path # Folder of a comparison; made if it is not there
 ):
-    "Within it no other command can write to the folder"
+    "While it is open, no other command can write to the folder"
     with ExitStack() as stack:
         first_process(_prepare, Path(out), stack)
         yield
@@ -197,7 +196,7 @@ def _baseline(self:Comparison, seed, progress, num_workers):
     else:
         with no_random(seed): learn,_ = make_learner('hard', seed, self.lists, self.settings, num_workers)
         learn.model.load_state_dict(weights)
-    self.baselines = {seed: learn}
+    self.baselines = {seed: learn}  # only the last one stays in memory
     return learn
 
 # %% ../../nbs/85_compare.comparison.ipynb #7caa4c89
@@ -216,7 +215,7 @@ def _run_line(title, row, made_before):
     return f"{title}: Top-1 error {row['Top-1 error %']:.1f} %, ECE {row[ece]:.3f}, {took}"
 
 @patch
-def _finish(self:Comparison, method, seed, tables, progress, num_workers):
+def _run_or_load(self:Comparison, method, seed, tables, progress, num_workers):
     "Rows of a run, trained if it is not there. Raises `RunFailed`"
     made_before = first_process(self._is_stored, method, seed)
     if not made_before: self._train(method, seed, progress, num_workers)
@@ -239,7 +238,7 @@ def train(self:Comparison,
     tables,rows = StoredTables(self.out, n_bins),[]
     with locked(self.out), Progress(*_columns, console=console, transient=True) as progress:
         for method,seed in self.runs:
-            try: rows += self._finish(method, seed, tables, progress, num_workers)
+            try: rows += self._run_or_load(method, seed, tables, progress, num_workers)
             except RunFailed as e: self.failed[method,seed] = str(e)
     if not rows: raise RunFailed(first(self.failed.values()))
     return pd.DataFrame(rows)
@@ -255,7 +254,7 @@ def compare(
     methods:list|tuple|str=('hard','ls','ols'), # Which `METHODS`, with settings ('ls:eps=0.03'); ['all'] for all
     seeds:int=1, # Runs of each method
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
-    patient:str|None='patient', # Column of patients, nobody of whom may be in two splits, if there is such a column
+    patient:str|None='patient', # Column of patients, none of whom may be in two splits, if there is such a column
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     n_bins:int=15, # Bins of the ECE
     num_workers:int|None=None, # Processes that read images; default: one per core
@@ -267,7 +266,7 @@ def compare(
     Warns of runs that have failed, and raises `ValueError` if all have"""
     c = Comparison(out, methods, seeds, Settings(**kwargs))
     check_bins(n_bins)
-    c.on(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
+    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
     results = c.train(n_bins, num_workers, console or Console(stderr=True, quiet=rank_distrib()>0))
     for o in c.failed.values(): warnings.warn(o)
     return results
@@ -300,6 +299,7 @@ def _estimate(learn, epochs, seconds_per_batch):
     n_preds = sum(len(o.dataset) for o in learn.dls.loaders[1:])
     # a step forward alone is taken as a third of a training step
     seconds = seconds_per_batch*(epochs*(n_train+n_valid/3)+(n_valid+n_test)/3)
+    # fp32; unfinished: weights and Adam's two moments
     return seconds,4*(K*n_preds+K*K+n_weights),12*n_weights
 
 @patch
@@ -310,7 +310,7 @@ def plan(self:Comparison,
     "Runs, those to do, and estimates of what they take"
     todo = [o for o in self.runs if not run_file(self.out, 'runs', *o).exists()]
     if not todo: return dict(runs=len(self.runs), to_do=0, seconds=0., bytes=0)
-    untrained = changed(self.settings, pretrained=False)
+    untrained = dataclasses.replace(self.settings, pretrained=False)
     with no_random():
         learn,_ = make_learner('hard', 0, self.lists, untrained, num_workers)
         seconds,size,unfinished = _estimate(learn, self.settings.epochs, _seconds_per_batch(learn, batches))
@@ -328,7 +328,7 @@ def plan_comparison(
     methods:list|tuple|str=('hard','ls','ols'), # Which `METHODS` to compare, as in `compare`
     seeds:int=1, # Runs of each method
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`
-    patient:str|None='patient', # Column of patients, nobody of whom may be in two splits
+    patient:str|None='patient', # Column of patients, none of whom may be in two splits
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     batches:int=3, # To train for the estimate
     num_workers:int|None=None, # Processes that read images; default: one per core
@@ -336,7 +336,7 @@ def plan_comparison(
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
     "What `compare` with the same arguments would do"
     c = Comparison(out, methods, seeds, Settings(**kwargs))
-    c.on(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
+    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
     return first_process(c.plan, batches, num_workers)
 
 # %% ../../nbs/85_compare.comparison.ipynb #db28d1de
@@ -357,7 +357,7 @@ def plan_text(
     if not p['to_do']: return f"all {p['runs']} runs were made before"
     time,size = _time_text(p['seconds']),_size_text(p['bytes'])
     how_many = f"{p['to_do']} of {p['runs']} runs to do"
-    return f'{how_many}: about {time} on this machine, as a few batches were timed, and {size} of disk'
+    return f'{how_many}: about {time} on this machine (estimated from a few batches), and {size} of disk space'
 
 # %% ../../nbs/85_compare.comparison.ipynb #68130706
 def recipe_table()->pd.DataFrame: # One row per setting: `value`, `source`

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/82_compare.processes.ipynb #13006276
 from contextlib import contextmanager
-from unittest.mock import patch as replaced
+from unittest import mock
 import torch.distributed as dist
 from fastai.vision.all import *
 from fastai.distributed import DistributedDL
@@ -16,7 +16,7 @@ from ..core import *
 
 # %% ../../nbs/82_compare.processes.ipynb #f28a0373
 class SharedDL(DistributedDL):
-    "Of each batch of a loader, the share of one process. The loader must drop a last batch that is not full"
+    "The share of one process of each batch of a loader. The loader must drop a last batch that is not full"
     def __init__(self,
         dl, # Loader of one process
         **kwargs # Of `DistributedDL`: `rank`, `world_size`, `device`
@@ -80,18 +80,18 @@ def _batch_norm_of_all(x, running_mean, running_var, weight=None, bias=None, tra
 
 @contextmanager
 def _shared_statistics(learn):
-    "Within it batch normalisation is of the whole batch"
+    "While it is open, batch normalisation is of the whole batch"
     if torch.cuda.is_available():
         learn.model = convert_sync_batchnorm(learn.model)
         yield
     else:
-        with replaced.object(F, 'batch_norm', _batch_norm_of_all): yield
+        with mock.patch.object(F, 'batch_norm', _batch_norm_of_all): yield
 
 @contextmanager
 def several_processes(
     learn:Learner # That trains
 ):
-    "Within it a learner trains in all processes that were launched, each with its share of every batch"
+    "While it is open, a learner trains in all processes that were launched, each with its share of every batch"
     if num_distrib()<2:
         yield
         return

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from ..core import *
 from ..data.images import *
-from ..data.lists import SPLITS
+from ..data.splits import SPLITS
 from ..train.methods import *
 from ..calibration.metrics import *
 from ..calibration.temperature import *
@@ -29,7 +29,7 @@ def run_file(
     method:str, # A method and its settings
     seed:int # Of the run
 )->Path: # The file need not be there
-    "Where a run's predictions, its weights, or what is needed to go on with it are kept"
+    "Where a run's predictions, its weights, or what is needed to resume it are kept"
     suffix = 'pt' if kind=='unfinished' else 'safetensors'
     return Path(out)/kind/f"{method.replace(':', '_')}-{seed}.{suffix}"
 

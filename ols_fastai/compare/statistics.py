@@ -12,7 +12,7 @@ from ..calibration.resampling import holm
 
 # %% ../../nbs/81_compare.statistics.ipynb #2e5d6953
 def _half_width(x, level=.95):
-    "Of the t-interval of the mean of `x`; NaN for one value"
+    "Half the width of the t-interval of the mean of `x`; NaN for one value"
     n = len(x)
     if n<2: return np.nan
     return stats.t.ppf((1+level)/2, n-1)*x.std(ddof=1)/n**.5
@@ -55,8 +55,16 @@ def _difference(a, b, level):
     p = stats.ttest_1samp(d, 0).pvalue if testable else np.nan
     return dict(difference=mean, low=mean-half, high=mean+half, p=p, seeds=len(d))
 
+def _check_one_row(results):
+    "Raise for a method that has several rows for a seed, as `compare` gives them"
+    again = results.duplicated(['method','seed'])
+    if not again.any(): return
+    row = results[again].iloc[0]
+    raise ValueError(f"{row['method']} has several rows for seed {row['seed']}, and just one can be compared. Of what "
+                     "`compare` gave take results[results.scaled=='none'], or 'temperature' instead of 'none'")
+
 def paired_differences(
-    results:pd.DataFrame, # One row per method and seed
+    results:pd.DataFrame, # One row per method and seed; of what `compare` gave, `results[results.scaled=='none']`
     ours:str, # Method that the others are subtracted from
     others:list|None=None, # Methods; default: all others
     measures:tuple=('Top-1 error %','Top-5 error %','NLL','ECE (15 bins)'), # Columns
@@ -64,7 +72,8 @@ def paired_differences(
 )->pd.DataFrame: # One row per method and measure: `difference`, `low`, `high`, `p`, `p_holm`, `seeds`
     """Differences to other methods, seed by seed, with t-intervals and p-values, plain and corrected for all rows.
 
-    Raises `ValueError` for a method that lacks seeds"""
+    Raises `ValueError` for a method that lacks seeds, or has several rows for one"""
+    _check_one_row(results)
     wide = results.pivot(index='seed', columns='method')
     if others is None: others = [o for o in results.method.unique() if o!=ours]
     pairs = [(other,measure) for other in others for measure in measures]

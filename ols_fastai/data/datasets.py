@@ -17,8 +17,8 @@ from ..core import *
 from .splits import SPLITS
 
 # %% ../../nbs/22_data.datasets.ipynb #7d1e0a32
-_apply = ("It is given on request: apply at https://www.radimagenet.com, unpack the images, "
-          "and put the three lists beside the folder radiology_ai")
+_how_to_get_it = ("It is given on request: apply at https://www.radimagenet.com, unpack the images, "
+                  "and put the three lists beside the folder radiology_ai")
 
 def _subfolders(folder):
     "Folders in a folder, hidden ones apart"
@@ -26,9 +26,13 @@ def _subfolders(folder):
 
 def _look_around(root):
     "What is in a folder, in the two levels below it, and which lists are beside the images"
-    levels = [[root] if root.is_dir() else []]
-    for _ in range(2): levels.append([o for d in levels[-1] for o in _subfolders(d) if o.name.lower()!='radiology_ai'])
-    seen = [o for level in levels for d in level for o in d.iterdir()]
+    level = [root] if root.is_dir() else []
+    folders = list(level)
+    for _ in range(2):
+        inside = [o for folder in level for o in _subfolders(folder)]
+        level = [o for o in inside if o.name.lower()!='radiology_ai']
+        folders += level
+    seen = [o for folder in folders for o in folder.iterdir()]
     images = [o for o in seen if o.is_dir() and o.name.lower()=='radiology_ai']
     return seen + [o for d in images for o in d.glob('*.[cC][sS][vV]')]
 
@@ -60,7 +64,7 @@ class RadImageNet:
         images,lists = _find(seen, 'radiology_ai', is_dir=True),{k: _find(seen, v) for k,v in self._csvs.items()}
         missing = [f'the list {self._csvs[k]}' for k,v in lists.items() if v is None] + _missing_images(seen, images)
         what = '; '.join(missing)
-        if missing: raise FileNotFoundError(f"RadImageNet is not complete under {root}. Missing: {what}. {_apply}")
+        if missing: raise FileNotFoundError(f"RadImageNet is not complete under {root}. Missing: {what}. {_how_to_get_it}")
         self.lists = dict(lists, root=images.parent)
     def __repr__(self): return f"RadImageNet in {self.lists['root']}"
 

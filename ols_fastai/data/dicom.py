@@ -57,7 +57,7 @@ def _check_native(ds):
     data = next(ds[o].value for o in ('PixelData','FloatPixelData','DoubleFloatPixelData') if o in ds)
     want = get_expected_length(ds)
     if len(data)<want: raise _Unreadable(_cut_off)
-    _check_pages(len(data)//(want+want%2), 'frames, though its header names one')
+    _check_pages(len(data)//(want+want%2), 'frames, though its header names one')  # DICOM pads to an even length
 
 def _is_bad_scan(frame):
     "Has a sequential JPEG a scan that does not hold all 64 frequencies?"
@@ -168,18 +168,18 @@ def _read_dicom(data, window=None):
     except ImportError as e:
         raise ImportError("is DICOM, which takes pydicom to read: pip install 'ols_fastai[dicom]'") from e
     ds = _open_dicom(data)
-    kind = ds.PhotometricInterpretation
-    if kind.startswith('YBR') and ds.BitsAllocated!=8:
-        raise _Unreadable(f"has {kind} colours of {ds.BitsAllocated} bits, which pydicom can't convert: use RGB")
+    photometric = ds.PhotometricInterpretation
+    if photometric.startswith('YBR') and ds.BitsAllocated!=8:
+        raise _Unreadable(f"has {photometric} colours of {ds.BitsAllocated} bits, which pydicom can't convert: use RGB")
     a = _dicom_pixels(ds)
     a = a.astype(a.dtype.newbyteorder('='), copy=False)
-    if kind=='PALETTE COLOR': return pixels.apply_color_lut(a, ds)[...,:3]
-    if kind in _as_rgb and a.ndim==3: return _full_range(a, ds.BitsStored)
-    if kind not in ('MONOCHROME1','MONOCHROME2') or a.ndim!=2:
-        raise _Unreadable(f"has {ds.SamplesPerPixel} samples of the kind {kind}: only MONOCHROME1 and 2, RGB, YBR "
-                          "and PALETTE COLOR are supported")
+    if photometric=='PALETTE COLOR': return pixels.apply_color_lut(a, ds)[...,:3]
+    if photometric in _as_rgb and a.ndim==3: return _full_range(a, ds.BitsStored)
+    if photometric not in ('MONOCHROME1','MONOCHROME2') or a.ndim!=2:
+        raise _Unreadable(f"has {ds.SamplesPerPixel} samples of the kind {photometric}: only MONOCHROME1 and 2, RGB, "
+                          "YBR and PALETTE COLOR are supported")
     padding = _is_padding(a, ds)
     if a.dtype.kind=='f': a = np.where(padding, 0, a)
     grey = _to_grey(_rescale(a, ds), padding, ds, window)
-    if kind=='MONOCHROME1': grey = np.iinfo(grey.dtype).max-grey
+    if photometric=='MONOCHROME1': grey = np.iinfo(grey.dtype).max-grey
     return np.where(padding, 0, grey).astype(grey.dtype) if padding.any() else grey

@@ -36,7 +36,7 @@ class _Listing:
         self.links = {o.name for o in entries if o.is_symlink()}
 
     def alike(self, name):
-        "Names that differ from `name` in case, Unicode form and blanks around it alone"
+        "Names that differ from `name` in case, Unicode form and spaces around it alone"
         if self._alike is None: self._alike = _group(self.names, _folded)
         return self._alike.get(_folded(name), [])
 
@@ -44,11 +44,12 @@ class _Listing:
         "Images that are called `name` but for their suffix"
         if self._stems is None:
             images = [o for o in self.names if file_suffix(o) in image_suffixes]
-            self._stems = _group(images, lambda o: _folded(os.path.splitext(o)[0]))
+            self._stems = _group(images, lambda o: _folded(_stem(o)))
         return self._stems.get(_folded(name), [])
 
     def find(self, name):
         "`name` as it is here, or None. Raises `ValueError` if several may be meant"
+        # a name without a suffix may be the folder beside the image: p1/ and p1.png
         if name in self.names and (file_suffix(name) or not os.path.isdir(os.path.join(self.path, name))): return name
         found = self.alike(name) or self.of_stem(name)
         if len(found)>1:
@@ -131,7 +132,8 @@ def _look_up(disk, names):
     for i,name in enumerate(names):
         folder,_,own = name.rpartition('/')
         if folder not in known: known[folder] = disk.exact(folder)
-        if own not in known[folder] or '.' not in own: found[i] = disk.find(name)
+        is_plain = own in known[folder] and '.' in own  # the quick way: spelled as on disk, and surely no folder
+        if not is_plain: found[i] = disk.find(name)
     return found
 
 def _real_names(disk, names):
@@ -149,7 +151,7 @@ def _missing_error(df, disk, names, missing):
     i = missing[0]
     folder,_,own = names[i].rpartition('/')
     there = disk.folder(folder)
-    like = [] if there is None else disk.listing(there).of_stem(os.path.splitext(own)[0])
+    like = [] if there is None else disk.listing(there).of_stem(_stem(own))
     if like: hint = f"there is {sorted(like)[0]}: is its suffix right?"
     elif there is None: hint = f"there is no folder {folder}: is root right?"
     else: hint = "`check_images` lists all, for exclude="
@@ -199,7 +201,7 @@ def find_root(
     root = Path(os.path.abspath(Path(root).expanduser()))
     what = "root must be the folder that the list's file names are relative to"
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: {what}")
-    names = clean_table(df.head(1000))['filename'].tolist()   # one that is there shows the folder
+    names = clean_table(df.head(1000))['filename'].tolist()  # one of the first 1,000 is enough to find the folder
     base = _find_base(names, (root,root.parent))
     if base is None:
         raise FileNotFoundError(f"no image {names[0]} under {root} or {root.parent}: {what}")
@@ -231,7 +233,7 @@ def drop_images(
     left = set(out['label'][out['split']=='train'])
     gone = sorted(str(o) for o in set(df['label'])-left)
     if gone:
-        raise ValueError(f"nothing would be left to train on of {', '.join(gone[:10])}: "
+        raise ValueError(f"no training images of {', '.join(gone[:10])} would be left: "
                          "fix their files, or take them off all lists")
     return out
 
@@ -249,7 +251,7 @@ def image_table(
     test:str|Path|list|None=None, # List of the test images
     root:str|Path|None=None, # Folder of the images; default: the training list's
     exclude=None, # File names to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
-    check_files:bool=True, # Look for all files first? If not, for one
+    check_files:bool=True, # Check that every file exists? Otherwise only that one does
     patient:str|None='patient', # Column of patients, none of whom may be in two splits; the default need not be there
     allow_overlap:str|tuple=(), # 'file' and 'patient': what may be in two splits after all
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`

@@ -78,7 +78,7 @@ def _check_jpeg(data):
 
 # %% ../../nbs/10_data.formats.ipynb #5d7b90e2
 def _stretch(a, lo, hi):
-    "Values from `lo` to `hi` to 0 to 65535, clipped; one value alone is black"
+    "Map lo..hi to 0..65535 and clip; a constant image is black"
     lo,hi = float(lo),float(hi)  # int16 can't hold the distance of its ends
     a = a.astype(np.float32 if a.dtype.itemsize<=2 else np.float64)  # a float32 holds 16 bits, and not 32
     share = np.clip((a-lo)/((hi-lo) or 1), 0, 1)
@@ -91,7 +91,7 @@ def _ends(window):
     return c-w/2,c+w/2
 
 def _full_range(a, bits):
-    "Whole numbers of so many bits to all of uint8, or of uint16 where they have more than 8"
+    "Scale integers of `bits` bits to the full range of uint8, or of uint16 above 8 bits"
     dtype = np.dtype(np.uint8 if bits<=8 else np.uint16)
     top,white = 2**bits-1,np.iinfo(dtype).max
     if top==white: return a.astype(dtype, copy=False)
@@ -166,7 +166,8 @@ def _only_page(tif):
     if not pages: raise _Unreadable("is TIFF without an image: take it off the list")
     page,n = pages[0],len(pages)
     _check_size(page.imagelength, page.imagewidth)
-    if page.imagedepth>1 or page.description:  # a volume may be all in one page
+    # a volume may be one page, and so may a stack, which only the description tells (ImageJ, tifffile)
+    if page.imagedepth>1 or page.description:
         n = max(n, tif.series[0].size//(page.imagelength*page.imagewidth*page.samplesperpixel))
     _check_pages(n)
     ends = [start+count for start,count in zip(page.dataoffsets, page.databytecounts)]
@@ -188,9 +189,9 @@ def _upright(a, orientation):
 
 def _samples(page):
     "Samples of a grey or RGB page as tifffile reads them: without alpha, 0 is black, the right way up"
-    kind = PHOTOMETRIC(page.photometric)
-    if kind not in (PHOTOMETRIC.MINISBLACK,PHOTOMETRIC.MINISWHITE,PHOTOMETRIC.RGB):
-        raise _Unreadable(f"is TIFF of the kind {kind.name} with {page.bitspersample} bits: convert it to RGB")
+    photometric = PHOTOMETRIC(page.photometric)
+    if photometric not in (PHOTOMETRIC.MINISBLACK,PHOTOMETRIC.MINISWHITE,PHOTOMETRIC.RGB):
+        raise _Unreadable(f"is TIFF of the kind {photometric.name} with {page.bitspersample} bits: convert it to RGB")
     try: a = page.asarray()
     except (ValueError,NotImplementedError) as e:
         if 'imagecodecs' not in str(e): raise
@@ -200,8 +201,8 @@ def _samples(page):
     top = 2**page.bitspersample-1
     if tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples and (a[...,-1]<top).any():
         raise _Unreadable("has colours that are multiplied by its alpha channel: write it without one")
-    a = a[...,:3] if kind==PHOTOMETRIC.RGB else a[...,0]
-    if kind==PHOTOMETRIC.MINISWHITE: a = top-a
+    a = a[...,:3] if photometric==PHOTOMETRIC.RGB else a[...,0]
+    if photometric==PHOTOMETRIC.MINISWHITE: a = top-a
     if page.bitspersample<=8: a = _full_range(a, page.bitspersample)
     return _upright(a, page.tags.valueof('Orientation', default=1))
 
@@ -232,7 +233,7 @@ def _decode_tiff(data, window=None):
         if page.sampleformat not in (SAMPLEFORMAT.UINT,SAMPLEFORMAT.VOID) or not isinstance(bits, int) or bits>16:
             raise _Unreadable(f"has pixels of type {page.dtype}: {_depths}")
         if _is_ordinary(page): a = _opencv(data)
-        if a is not None and 8<bits<16: a = a>>(16-bits)
+        if a is not None and 8<bits<16: a = a>>(16-bits)  # OpenCV scaled them to 16 bits
         if a is None and bits<=8: a = _page_by_pil(data, page)
         if a is None: a = _samples(page)
     if bits<=8: return a

@@ -34,7 +34,7 @@ def content_hash(
 
 # %% ../../nbs/21_data.identity.ipynb #6f39d581
 def _file_hash(path):
-    "Of the bytes, a megabyte at a time"
+    "A hash of a file's bytes, which are read a megabyte at a time"
     h = hashlib.blake2b(digest_size=8)
     with open(path, 'rb') as f:
         while part := f.read(2**20): h.update(part)

@@ -43,7 +43,7 @@ class _Store:
         self.lists,self.list_codes,self.lines = list(lists),codes.astype(np.int32),df['line'].to_numpy(np.int32)
 
     def watch(self):
-        "Have a byte per training row for those that can't be read, in memory that worker processes share"
+        "Keep one byte per training row, to mark those that can't be read; worker processes share it"
         n = self.starts[1]
         self.bad = torch.zeros(n, dtype=torch.uint8).share_memory_()   # 1: in this epoch, 2: in one before
         self.by_class = np.argsort(self.codes[:n], kind='stable').astype(np.int32)
@@ -69,14 +69,14 @@ class _Store:
 # %% ../../nbs/19_data.items.ipynb #c9b834e7
 class TableRow:
     "A row of `TableItems`: `filename`, `label`, and where it stood"
-    __slots__ = ('items','i')
+    __slots__ = ('store','i')
     def __init__(self,
-        items, # The store of all rows
+        store, # All rows
         i:int # Its number there
-    ): self.items,self.i = items,i
-    filename = property(lambda self: self.items.name(self.i))
-    label = property(lambda self: self.items.vocab[self.items.codes[self.i]])
-    where = property(lambda self: self.items.place(self.i), doc="List file and line, or the row's number in its split")
+    ): self.store,self.i = store,i
+    filename = property(lambda self: self.store.name(self.i))
+    label = property(lambda self: self.store.vocab[self.store.codes[self.i]])
+    where = property(lambda self: self.store.place(self.i), doc="List file and line, or the row's number in its split")
     def __getitem__(self, o): return getattr(self, o)
     def __repr__(self): return f'{self.filename} ({self.label})'
 
@@ -137,8 +137,8 @@ class TableBlock(DataBlock):
         "The table's rows with their transforms, divided as its column `split` says"
         items = self.get_items(source)
         # slices, which fastai keeps as they are; it would make lists of a million integers of anything else
-        ends = items.store.starts
-        slices = [slice(int(a), int(b)) for a,b in zip(ends, ends[1:]) if b>a]
+        starts = items.store.starts
+        slices = [slice(int(a), int(b)) for a,b in zip(starts, starts[1:]) if b>a]
         return Datasets(items, tfms=self._combine_type_tfms(), splits=slices, dl_type=self.dl_type,
                         n_inp=self.n_inp, verbose=verbose)
 

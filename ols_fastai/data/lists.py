@@ -16,10 +16,10 @@ from .tables import *
 from .splits import *
 
 # %% ../../nbs/15_data.lists.ipynb #2cb4c1f0
-_separators = {',':'comma', ';':'semicolon', '\t':'tab', ' ':'blanks'}
+_separators = {',':'comma', ';':'semicolon', '\t':'tab', ' ':'spaces'}
 
-class _BlankReader:
-    "As `csv.reader`, for columns divided by blanks, of which there may be many"
+class _SpaceReader:
+    "As `csv.reader`, for columns divided by spaces, of which there may be many"
     def __init__(self, lines): self.lines,self.line_num = iter(lines),0
     def __iter__(self): return self
     def __next__(self):
@@ -27,7 +27,7 @@ class _BlankReader:
         return next(self.lines).split()
 
 def _reader(lines, sep):
-    if sep==' ': return _BlankReader(lines)
+    if sep==' ': return _SpaceReader(lines)
     return csv.reader(lines, delimiter=sep, skipinitialspace=True, strict=True)
 
 def _is_blank(row): return not any(map(str.strip, row))
@@ -39,7 +39,7 @@ def _has_columns(line, sep, wanted):
     return all(o<len(row) if isinstance(o, int) else o in row for o in wanted)
 
 def _find_separator(fn, line, wanted):
-    "What divides the columns, or None if nothing does. Blanks only if nothing else does, since names may have them"
+    "What divides the columns, or None if nothing does. Spaces only if nothing else does, since names may have them"
     found = [o for o in _separators if o!=' ' and _has_columns(line, o, wanted)]
     if len(found)>1:
         names = ' or '.join(_separators[o] for o in found)
@@ -47,7 +47,8 @@ def _find_separator(fn, line, wanted):
     return first(found) or (' ' if _has_columns(line, ' ', wanted) else None)
 
 # %% ../../nbs/15_data.lists.ipynb #9027aabe
-_Header = namedtuple('_Header', 'sep names first_row')   # first_row: an image that stands where a header would
+# starts_with_data: there is no header, and the first line is an image
+_Header = namedtuple('_Header', 'sep names starts_with_data')
 
 def _missing_column_error(fn, names, wanted):
     "The error for a header without the columns wanted"
@@ -85,27 +86,27 @@ def _resolve_columns(fn, names, wanted):
 def _fit(row, n, reader, header, fn):
     "A row of `n` fields: missing ones at its end are empty, more are an error"
     if len(row)<=n: return row+['']*(n-len(row))
-    what = 'the first line' if header.first_row else 'the header'
+    what = 'the first line' if header.starts_with_data else 'the header'
     raise ValueError(f"{fn}, line {reader.line_num} has {len(row)} fields, but {what} has {n}, "
                      f"divided by {_separators[header.sep]}: {header.sep.join(row)[:200]!r}")
 
 def _parse_rows(f, fn, header, at, others):
     "The table of a list. Labels, and what else comes often, are one object each"
     reader = _reader(f, header.sep)
-    if not header.first_row: next(o for o in reader if not _is_blank(o))
-    names,labels,lines,extra,same = [],[],array('q'),[[] for _ in others],{}
+    if not header.starts_with_data: next(o for o in reader if not _is_blank(o))
+    names,labels,lines,extra,interned = [],[],array('q'),[[] for _ in others],{}
     n,(i_name,i_label) = len(header.names),at
     for row in reader:
-        if len(row)!=n and not _is_blank(row): row = _fit(row, n, reader, header, fn)
-        name = row[i_name].strip() if len(row)==n else ''
-        if not name and _is_blank(row): continue
-        names.append(name)
-        labels.append(same.setdefault(row[i_label], row[i_label]))
+        if len(row)!=n or not row[i_name].strip():  # not asked of every row, which would take time
+            if _is_blank(row): continue
+            row = _fit(row, n, reader, header, fn)
+        names.append(row[i_name].strip())
+        labels.append(interned.setdefault(row[i_label], row[i_label]))
         lines.append(reader.line_num)
         for values,k in zip(extra, others.values()):
             o = row[k].strip()
-            values.append(same.setdefault(o, o))
-    if not names: raise ValueError(f"{fn} has {'no' if header.first_row else 'a header but no'} rows")
+            values.append(interned.setdefault(o, o))
+    if not names: raise ValueError(f"{fn} has {'no' if header.starts_with_data else 'a header but no'} rows")
     table = dict(filename=names, label=labels, **dict(zip(others, extra)), list=str(fn), line=np.asarray(lines))
     return pd.DataFrame(table)
 
@@ -129,13 +130,13 @@ def _encoding_error(fn, encoding):
     return ValueError(f"{where}: not in {encoding.removesuffix('-sig').upper()} (byte 0x{data[start]:02x}). "
                       f"Give encoding={fits!r} if it is in that, or save it as 'CSV UTF-8'")
 
-def _warn_of_wide_signs(fn, encoding):
-    "Say where a file that is read as something else is UTF-8: ö would become two wrong signs"
+def _warn_of_utf8(fn, encoding):
+    "Say where a file that is read as something else is UTF-8: ö would become two wrong characters"
     data = fn.read_bytes()
     if data.isascii(): return
     try: data.decode('utf-8')
     except UnicodeDecodeError: return
-    warnings.warn(f"{fn} is in UTF-8, by all signs, and is read as {encoding}: leave encoding= out")
+    warnings.warn(f"{fn} is valid UTF-8, but is read as {encoding}: leave encoding= out")
 
 # %% ../../nbs/15_data.lists.ipynb #12566cbd
 def _read_raw(fn, filename='filename', label='label', header=True, sep=None, encoding='utf-8'):
@@ -148,9 +149,10 @@ def _read_raw(fn, filename='filename', label='label', header=True, sep=None, enc
         raise ValueError(f"sep is one of {', '.join(map(repr, _separators))}, got {sep!r}, for {fn}")
     if header and (isinstance(filename, int) or isinstance(label, int)):
         raise ValueError("columns are given by position in a file without a header: header=False")
-    if not header: filename,label = 0 if filename=='filename' else filename, 1 if label=='label' else label
+    if not header and filename=='filename': filename = 0
+    if not header and label=='label': label = 1
     encoding = _check_encoding(encoding)
-    if not encoding.startswith('utf'): _warn_of_wide_signs(fn, encoding)
+    if not encoding.startswith('utf'): _warn_of_utf8(fn, encoding)
     try:
         with fn.open(encoding=encoding, newline='') as f:
             found = _find_header(f, fn, (filename,label), header, sep)
@@ -161,12 +163,12 @@ def _read_raw(fn, filename='filename', label='label', header=True, sep=None, enc
         raise ValueError(f"{fn} is not a CSV: {e}{hint}") from e
 
 def read_list(
-    fn:str|Path, # Text file: columns divided by comma, semicolon, tab or blanks
+    fn:str|Path, # Text file: columns divided by comma, semicolon, tab or spaces
     filename:str|int='filename', # Column of the image's name; its position (from 0) in a file without a header
     label:str|int='label', # Column of its class, likewise
     header:bool=True, # Does the first line name the columns?
-    sep:str|None=None, # What divides the columns: comma, semicolon, tab or blank; default: found from the first line
-    encoding:str='utf-8' # How the file's signs are written: 'cp1252' for Windows, 'utf-16'
+    sep:str|None=None, # What divides the columns: comma, semicolon, tab or space; default: found from the first line
+    encoding:str='utf-8' # Text encoding of the file: 'cp1252' for Windows, 'utf-16'
 )->pd.DataFrame: # `filename`, `label`, any other columns, all as text; then `list` and `line`, where a row stood
     "Read a list of images, in one spelling. Raises `FileNotFoundError`, or `ValueError` naming the file and the line"
     return clean_table(_read_raw(fn, filename, label, header, sep, encoding))
@@ -211,15 +213,15 @@ def read_lists(
     filename:str|int='filename', # Column of the image's name; its position (from 0) in files without a header
     label:str|int='label', # Column of its class, likewise
     header:bool=True, # Do the files' first lines name the columns?
-    sep:str|None=None, # What divides the columns: comma, semicolon, tab or blank; default: found from the first line
-    encoding:str='utf-8', # How the files' signs are written: 'cp1252' for Windows, 'utf-16'
+    sep:str|None=None, # What divides the columns: comma, semicolon, tab or space; default: found from the first line
+    encoding:str='utf-8', # Text encoding of the files: 'cp1252' for Windows, 'utf-16'
     patient_from:str|None=None # Pattern that finds the patient in a file's name, see `patients_from_names`
 )->pd.DataFrame: # As `read_list`, and `split`: 'train', 'valid' or 'test'
     "Read the lists of a data set. Raises what `read_list`, `check_splits` and `patients_from_names` raise"
     tables = []
     for split,files in zip(SPLITS, (train,valid,test)):
         for fn in L(files) if files is not None else []:
-                    tables.append(_read_raw(fn, filename, label, header, sep, encoding).assign(split=split))
+            tables.append(_read_raw(fn, filename, label, header, sep, encoding).assign(split=split))
     df = _one_table(tables)
     if patient_from: df = patients_from_names(clean_table(df), patient_from)
     return check_splits(df, patient, allow_overlap)

@@ -35,7 +35,7 @@ def _make_key(epoch, i):
 
 @contextmanager
 def _drawn_by(key, names):
-    "Within it the generators `names` start from `key`; in the main process they are afterwards as before"
+    "While it is open, the generators `names` start from `key`; in the main process they are afterwards as before"
     global _item_key
     used,outer = [_generators[o] for o in names],_item_key
     states = [] if get_worker_info() else [get() for get,_,_ in used]
@@ -83,14 +83,14 @@ class ReadRow(Transform):
     def _read_row(self, row):
         try: return self._read(self.root/row.filename)
         except _no_image as e: error = e
-        may_replace = self.on_error=='replace' and row.i<row.items.starts[1]
+        may_replace = self.on_error=='replace' and row.i<row.store.starts[1]
         other = self._replacement(row) if may_replace else None
         if other is None: raise self._error(row, error, may_replace) from error
         return other
 
     def _replacement(self, row):
         "Another training image of the row's class, or None if ten of them can't be read either"
-        s,n_failed = row.items,0
+        s,n_failed = row.store,0
         s.bad[row.i] = 1
         for i in _item_generator().permutation(s.like(row.i)).tolist():
             if s.bad[i]: continue
@@ -99,10 +99,10 @@ class ReadRow(Transform):
             n_failed += 1
             if n_failed==10: return None
 
-    def _error(self, row, error, was_replaced):
+    def _error(self, row, error, tried_others):
         "The error of a file, with the place of its row"
         what = str(error) if row.filename in str(error) else f'{self.root/row.filename}: {error}'
-        if was_replaced: what += f"; and no other image of {row.label} that was tried could be read"
+        if tried_others: what += f"; none of the other images of {row.label} that were tried could be read either"
         return (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(f'{row.where}: {what}')
 
 # %% ../../nbs/20_data.loaders.ipynb #5db7ffbf
@@ -209,10 +209,10 @@ def image_dls(
     num_workers:int|None=None, # Processes that read images; default: one per core. It does not change what is drawn
     device=None, # Default: the GPU, if there is one
     exclude=None, # File names to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
-    check_files:bool=True, # Look for all files first? If not, for one
+    check_files:bool=True, # Check that every file exists? Otherwise only that one does
     patient:str|None='patient', # Column of patients, none of whom may be in two splits; the default need not be there
     allow_overlap:str|tuple=(), # 'file' and 'patient': what may be in two splits after all
-    encoding:str='utf-8', # How the lists' signs are written: 'cp1252' for Windows, 'utf-16'
+    encoding:str='utf-8', # Text encoding of the lists: 'cp1252' for Windows, 'utf-16'
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     size:int|tuple=224, # Side of the images in pixels, or (height, width)
     crop:float=1., # Smallest share of the height and width that a random training window keeps, in (0, 1]; 1 is off

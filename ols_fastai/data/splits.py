@@ -52,7 +52,7 @@ def _warn_of_spellings(df):
     if not twins: return
     a,b = (str(o) for o in twins[0][:2])
     if a.casefold()==b.casefold(): shown,how = (repr(a),repr(b)),"upper and lower case"
-    else: shown,how = (ascii(a),ascii(b)),"blanks, invisible characters or the form of their signs"
+    else: shown,how = (ascii(a),ascii(b)),"spaces, invisible characters or the Unicode form"
     warnings.warn(f"{' and '.join(shown)} are two classes, which differ in {how} alone{and_more(len(twins))}: "
                   "if that is a slip, write them alike")
 

@@ -58,7 +58,8 @@ def name_keys(
     return [name_key(o) for o in names]
 
 # %% ../../nbs/13_data.tables.ipynb #ad3884ac
-_other_spelling = ('/.', '//', '\n.', '/\n', '\r', '\0')   # one of them shows in the joined names, or all are clean
+# in names joined by line breaks: without any of these, no name needs cleaning
+_other_spelling = ('/.', '//', '\n.', '/\n', '\r', '\0')
 
 def text_series(
     values:list, # Of text
@@ -148,7 +149,7 @@ def spell_labels(
 
 # %% ../../nbs/13_data.tables.ipynb #1f8fadde
 def _visible(text):
-    "Without blanks and invisible characters"
+    "Without spaces and invisible characters"
     return ''.join(c for c in text if not c.isspace() and unicodedata.category(c) not in ('Cf','Cc'))
 
 def look_alike_key(
@@ -157,7 +158,7 @@ def look_alike_key(
     "Equal for what a reader may take for the same: `Cyst` and `cyst`, `1` and `1.0`, `P07` and `P7`"
     text = _visible(unicodedata.normalize('NFKC', _plain_text(x))).casefold()
     text = re.sub(r'^([+-]?\d+)\.0+$', r'\1', text)
-    return re.sub(r'(?<![\d.])0+(?=\d)', '', text)
+    return re.sub(r'(?<![\d.])0+(?=\d)', '', text)  # leading zeros: P07 is P7
 
 # %% ../../nbs/13_data.tables.ipynb #33270e07
 missing_words = {'nan', 'NaN', 'None', '<NA>', 'NaT'}   # missing values that were turned into text
@@ -195,6 +196,5 @@ def clean_table(
     new = dict(filename=_clean_names(df), label=spell_labels(df))
     if patient is not None and patient in df: new[patient] = patient_ids(df[patient])
     out = df.copy(deep=False)
-    for k,v in new.items():
-        if v is not df[k]: out[k] = v
+    for k,v in new.items(): out[k] = v
     return out

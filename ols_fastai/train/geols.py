@@ -88,6 +88,6 @@ class GeoLSCallback(SoftTargetCallback):
         masks,images = (o[0].as_subclass(Tensor).cpu().numpy() for o in (self.learn.yb,self.learn.xb))
         if masks.ndim!=3 or images.shape[-2:]!=masks.shape[-2:]:
             raise TypeError(f"GeoLS needs masks (N,H,W) of the images' size; got masks {masks.shape} and images "
-                            f"{images.shape}. It is for segmentation: for one label an image use OLSCallback")
+                            f"{images.shape}. It is for segmentation: for one label per image use OLSCallback")
         G = np.stack([geodesic_rows(m, x, self.K, self.edge_weight) for m,x in zip(masks, images)])
         return torch.as_tensor(G, dtype=torch.float, device=targs.device).movedim(1, -1).flatten(0, -2)

@@ -224,13 +224,27 @@ def maxsup(weight=.1): return SoftmaxLoss(MaxSup, weight=weight)
 @method('mixup', 'Zhang et al. 2018, alpha from fastai')
 def mixup(alpha=.4): return MixUp(_between('alpha', alpha, 1e-3, 100))
 
+# %% ../../nbs/34_train.methods.ipynb #72e14375
+_retired = dict(ols_auto="take ols, whose probabilities are scaled on validation images (in Python: `OLSCallback()` "
+                         "with `Calibrate()`)")
+
+def _parse_value(what, text, kind):
+    "A value of the type of the default"
+    try: v = ast.literal_eval(text)
+    except (ValueError, SyntaxError): v = text  # a word
+    if kind is float and type(v) is int: v = float(v)
+    infinite = isinstance(v, float) and not math.isfinite(v)
+    if kind is type(None): return v  # any will do
+    if type(v) is not kind or infinite: raise ValueError(f"{what} must be a {kind.__name__}, got {v!r}")
+    return v
+
 # %% ../../nbs/34_train.methods.ipynb #6b414d7b
 def parse_method(
     method:str # A name of `METHODS`, or one with settings: 'ols:alpha=0.8:momentum=0.5'
 )->tuple: # Name and settings, defaults included
     "Read a method's name and settings. Raises `ValueError` naming what can be chosen"
     name,_,words = method.strip().partition(':')
-    if name in _retired: raise ValueError(f"{name} is no more: {_retired[name]}")
+    if name in _retired: raise ValueError(f"{name} was removed: {_retired[name]}")
     if name not in METHODS:
         near = did_you_mean(name, METHODS)
         raise ValueError(f"unknown method {name!r}: {near+' ' if near else ''}choose from {', '.join(METHODS)}")
@@ -251,17 +265,3 @@ def method_title(
     m = METHODS[name]
     changed = ', '.join(f'{k} {v}' for k,v in settings.items() if v!=m.defaults[k])
     return f'{m.title} ({changed})' if changed else m.title
-
-# %% ../../nbs/34_train.methods.ipynb #72e14375
-_retired = dict(ols_auto="take ols, whose probabilities are scaled on validation images (in Python: `OLSCallback()` "
-                         "with `Calibrate()`)")
-
-def _parse_value(what, text, kind):
-    "A value of the type of the default"
-    try: v = ast.literal_eval(text)
-    except (ValueError, SyntaxError): v = text  # a word
-    if kind is float and type(v) is int: v = float(v)
-    infinite = isinstance(v, float) and not math.isfinite(v)
-    if kind is type(None): return v  # any will do
-    if type(v) is not kind or infinite: raise ValueError(f"{what} must be a {kind.__name__}, got {v!r}")
-    return v

@@ -16,7 +16,7 @@ from .targets import _number
 
 # %% ../../nbs/33_train.ols.ipynb #1dbf794d
 class OLSCallback(SoftTargetCallback):
-    """Online label smoothing: train on what the network has learnt of which classes are similar (Zhang et al. 2021).
+    """Online label smoothing: train on the class similarities that the network has learnt so far (Zhang et al. 2021).
 
     The loss of a training batch is `alpha` times the learner's own plus `1-alpha` times the cross-entropy with the soft
     labels `S`. Probabilities are accumulated in `after_batch`; in `after_epoch` row `y` of `S` becomes the mean of
@@ -37,8 +37,8 @@ class OLSCallback(SoftTargetCallback):
         top_k:int|None=None # Keep the largest so many entries of a row, and spread the rest evenly: for very large K
     ):
         if alpha=='auto':
-            raise ValueError("alpha='auto' is no more: take OLSCallback() with Calibrate(), "
-                             "which makes the network as sure as it is right")
+            raise ValueError("alpha='auto' was removed: use OLSCallback() with Calibrate(), "
+                             "which matches confidence to accuracy")
         if warmup<0: raise ValueError(f"warmup must be 0 or more epochs, got {warmup}")
         super().__init__(alpha, min_lam, update_every)
         labels = dict(init=init, fallback=fallback, eps=eps, momentum=momentum,
@@ -72,7 +72,7 @@ class OLSCallback(SoftTargetCallback):
 
     def renew(self):
         "Make new soft labels"
-        self.n_correct += int(self.labels.count.sum())
+        self.n_correct += int(self.labels.count.sum())  # of all that were learnt from, if not correct_only
         self.n_skipped += int(self.labels.n_skipped)
         self.labels.update()
 
@@ -105,7 +105,8 @@ def fit_done(self:OLSCallback):
     if not missed: return
     names = ', '.join(map(str, missed[:10]))
     if len(missed)>10: names += ' ...'
-    warnings.warn(f"{len(missed)} of {self.K} classes had too few correct samples in the last epoch and have "
+    few = 'too few correct samples' if self.label_args['correct_only'] else 'too few samples to learn from'
+    warnings.warn(f"{len(missed)} of {self.K} classes had {few} in the last epoch and have "
                   f"{self.label_args['fallback']!r} soft labels: {names}; "
                   "more epochs, more images of them, or fallback='previous' may help")
 
@@ -127,15 +128,15 @@ class RecordSoftLabels(Callback):
     order,run_valid = OLSCallback.order+1,False
     def __init__(self): self.matrices,self.n_seen = {},0
 
-    def _learner_of_labels(self): return first(self.learn.cbs, lambda o: isinstance(o, SoftTargetCallback))
+    def _label_callback(self): return first(self.learn.cbs, lambda o: isinstance(o, SoftTargetCallback))
 
     def before_train(self):
-        cb = self._learner_of_labels()
+        cb = self._label_callback()
         if cb is None: raise ValueError("there are no soft labels to record: give OLSCallback to the same fit")
         self.n_seen = cb.n_trained
 
     def after_epoch(self):
-        cb = self._learner_of_labels()
+        cb = self._label_callback()
         if cb is None or cb.n_trained==self.n_seen: return  # `validate` and `get_preds` fire this too
         self.matrices[len(self.matrices)+1] = cb.S.detach().cpu().clone()
         self.n_seen = cb.n_trained
@@ -151,7 +152,7 @@ def state_dict(self:OLSCallback)->dict:
 def load_state_dict(self:OLSCallback,
     state:dict # From `state_dict`
 ):
-    "Go on from there. Soft labels may be whole or `top_k` in `state`, and become what this callback's arguments want"
+    "Resume from there. Soft labels may be whole or `top_k` in `state`, and become what this callback's arguments want"
     SoftTargetCallback.load_state_dict(self, state)
     if state: self.history = state['history']
 
@@ -172,7 +173,7 @@ def load(cls:OLSCallback,
     fn:str|Path, # File that `save` wrote
     **kwargs # Arguments of `OLSCallback` that replace what was saved, e.g. `checkpoint`
 )->OLSCallback:
-    """Read what `save` wrote, to go on with training. A subclass must take all arguments of `OLSCallback`.
+    """Read what `save` wrote, to continue training. A subclass must take all arguments of `OLSCallback`.
 
     Raises `FileNotFoundError`, or `ValueError` for a damaged file or one that holds no soft labels"""
     tensors,info = load_tensors(fn)

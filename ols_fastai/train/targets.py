@@ -30,7 +30,8 @@ class SoftTargetCallback(Callback):
 
     A subclass says which by `make_rows`, and may learn by `observe`, `observe_valid` and `renew`. What it keeps in its
     `labels`, a `SoftLabels`, is summed over processes, forgotten after an interrupted epoch, and put back where a
-    comparison goes on. Raises `ValueError` for an argument out of its range"""
+    comparison resumes a run. Raises `ValueError` for an argument out of its range"""
+    # the soft term must be there before GradientAccumulation divides the loss
     order,run_valid = GradientAccumulation.order-1,False
     _stateattrs,_model = ('_model',),None  # the weak reference can't be pickled by `learn.export`
     def __init__(self,
@@ -46,7 +47,8 @@ class SoftTargetCallback(Callback):
         self.labels,self.K,self.class_names,self.n_trained = None,None,None,0
         self.own_loss,self.mixer,self.learning,self.warned = None,None,False,set()
         # what changes in every batch: fastai looks through learner and model whenever a callback's own attribute is set
-        self.now = SimpleNamespace(targs=None, batch=None, n_batches=0, dl=None, trained=False,
+        # depth: get_preds or validate inside a fit fire these events too, and only the outermost counts
+        self.now = SimpleNamespace(looked_up=None, batch=None, n_batches=0, dl=None, trained=False,
                                    depth=dict(fit=0, epoch=0, validate=0), valid_is_due=False, watching=False)
 
     def make_rows(self,
@@ -104,24 +106,24 @@ class SoftTargetCallback(Callback):
 
 # %% ../../nbs/32_train.targets.ipynb #981c82c8
 @patch
-def _open(self:SoftTargetCallback, name): self.now.depth[name] += 1
+def _enter(self:SoftTargetCallback, name): self.now.depth[name] += 1
 
 @patch
-def _close(self:SoftTargetCallback, name):
+def _leave(self:SoftTargetCallback, name):
     "Whether it was the outermost"
     self.now.depth[name] -= 1
     return self.now.depth[name]==0
 
 @patch
-def before_fit(self:SoftTargetCallback): self._open('fit')
+def before_fit(self:SoftTargetCallback): self._enter('fit')
 
 @patch
-def before_epoch(self:SoftTargetCallback): self._open('epoch')
+def before_epoch(self:SoftTargetCallback): self._enter('epoch')
 
 @patch
 def before_validate(self:SoftTargetCallback):
     self._observe_pending()  # of a training that was cut short
-    self._open('validate')
+    self._enter('validate')
     outermost = all(o==1 for o in self.now.depth.values())
     if outermost and self.now.valid_is_due and self.learn.dl is self.learn.dls[1]:
         self.now.watching,self.now.valid_is_due,self.now.dl = True,False,self.learn.dl
@@ -129,7 +131,7 @@ def before_validate(self:SoftTargetCallback):
 @patch
 def after_validate(self:SoftTargetCallback):
     self._observe_pending()
-    if self._close('validate'): self.now.watching = False
+    if self._leave('validate'): self.now.watching = False
 
 @patch(as_prop=True)
 def observing(self:SoftTargetCallback):
@@ -143,7 +145,7 @@ def before_train(self:SoftTargetCallback):
     self.learning = not hasattr(self.learn, 'lr_finder')
     self.mixer = first(self.learn.cbs, lambda o: isinstance(o, MixHandler) and o.stack_y)
     now = self.now
-    now.targs,now.batch,now.n_batches,now.dl = None,None,0,self.learn.dl
+    now.looked_up,now.batch,now.n_batches,now.dl = None,None,0,self.learn.dl
     now.depth,now.valid_is_due,now.watching = dict(fit=1, epoch=1, validate=0),self.learning,False
     # what an interrupted epoch left behind; with `update_every`, these batches belong to the next update
     if self.memory is not None and not self.update_every: self.memory.reset()
@@ -196,7 +198,7 @@ def _is_weighted(dl):
 def after_pred(self:SoftTargetCallback):
     "Look the targets up"
     if not (self.training or self.observing): return
-    self.now.targs = None
+    self.now.looked_up = None
     if not len(self.learn.yb): return
     loss_func = self.mixer.old_lf if self.mixer is not None else self.learn.loss_func  # MixUp replaces it
     pred,targs = self.learn.pred,self.learn.yb[0]
@@ -204,7 +206,7 @@ def after_pred(self:SoftTargetCallback):
     self._meet(pred.shape[getattr(loss_func, 'axis', 1)], loss_func)
     if self.labels is not None and self.labels.device!=pred.device: self.labels.to(pred.device)
     targs,w,n = self.own_loss.look_up(_flat(targs))
-    self.now.targs = targs,self.batch_rows(targs),w,n
+    self.now.looked_up = targs,self.batch_rows(targs),w,n
 
 @patch
 def _check_kind(self:SoftTargetCallback, pred, targ):
@@ -271,8 +273,9 @@ def _warn_of_loss(self:SoftTargetCallback):
 @patch
 def after_loss(self:SoftTargetCallback):
     "Add the soft term, and put this batch aside for `after_batch`"
-    if self.now.targs is None or not (self.training or self.observing): return
-    (targs,rows,w,n),self.now.targs = self.now.targs,None
+    if self.now.looked_up is None or not (self.training or self.observing): return
+    targs,rows,w,n = self.now.looked_up
+    self.now.looked_up = None  # used once
     z = self.learn.pred.as_subclass(Tensor).movedim(getattr(self.own_loss.loss_func, 'axis', 1), -1).flatten(0, -2)
     keep = w>0
     if self.training:
@@ -304,10 +307,12 @@ def _without_padding(self:SoftTargetCallback, keep):
     dl = self.now.dl
     if not hasattr(dl, 'n_padded'): return keep
     bs = find_bs(self.learn.yb)
-    end = dl.rank*dl.n_padded//dl.world_size + dl.i  # of this batch, in the order of all processes' samples
-    extra = min(bs, max(0, end-dl.n))
-    if extra: keep = keep & (torch.arange(len(keep), device=keep.device) < (bs-extra)*(len(keep)//bs))
-    return keep
+    # samples are numbered process after process; from number dl.n on they are repeats
+    end = dl.rank*dl.n_padded//dl.world_size + dl.i
+    n_repeats = min(bs, max(0, end-dl.n))
+    per_sample = len(keep)//bs  # pixels of a mask, otherwise 1
+    is_new = torch.arange(len(keep), device=keep.device) < (bs-n_repeats)*per_sample
+    return keep & is_new
 
 # %% ../../nbs/32_train.targets.ipynb #47f9116e
 @patch
@@ -334,7 +339,7 @@ def _renew(self:SoftTargetCallback):
 @patch
 def after_epoch(self:SoftTargetCallback):
     "Renew the rows"
-    if not self._close('epoch'): return
+    if not self._leave('epoch'): return
     self._observe_pending()  # of an epoch that was cut short
     if not self.now.n_batches: return
     self.now.n_batches = 0
@@ -346,7 +351,7 @@ def after_epoch(self:SoftTargetCallback):
 
 @patch
 def after_fit(self:SoftTargetCallback):
-    if not self._close('fit') or not self.now.trained: return
+    if not self._leave('fit') or not self.now.trained: return
     self.now.trained = False
     self.fit_done()
 
@@ -362,7 +367,7 @@ def state_dict(self:SoftTargetCallback)->dict:
 def load_state_dict(self:SoftTargetCallback,
     state:dict # From `state_dict`
 ):
-    "Go on from there. Soft labels may be whole or `top_k` in `state`, and become what this callback's arguments want"
+    "Resume from there. Soft labels may be whole or `top_k` in `state`, and become what this callback's arguments want"
     if not state: return
     self.K,self.class_names,self.n_trained = (state[o] for o in ('n_classes','class_names','n_trained'))
     self.labels = _as_matrix(self.make_rows(self.K), self.K)
