@@ -1,6 +1,6 @@
 # make demo   sets up and trains the same network with three kinds of labels on the embedded MRI data
 # make test   sets up and runs every test
-# make quick  what a change needs to hear in two minutes
+# make quick  what two minutes can tell of a change
 # make help   lists the rest
 PYTHON ?= python3
 VENV   := .venv
@@ -37,7 +37,7 @@ test: setup browser lint ## export leaves no difference, all notebooks run, all 
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	$(BIN)/python -m pytest tests --ignore tests/test_project.py
 
-quick: setup ## what a change needs to hear in two minutes: lint, project, its own tests and notebooks
+quick: setup ## lint, project, and as many of a change's tests and notebooks as two minutes suffice for
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/quick.py
 
 test-wheel: setup ## the wheel in venvs that borrow nothing but torch, on the newest fastai and on the one used here
@@ -61,7 +61,7 @@ export: setup ## notebooks -> package
 	$(BIN)/nbdev_export
 
 notebooks: setup export ## runs all notebooks and keeps their outputs
-	cd nbs && for nb in *.ipynb */*.ipynb; do (cd $$(dirname $$nb) && env -u MPLBACKEND PYTHONWARNINGS=ignore $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
+	cd nbs && for nb in *.ipynb */*.ipynb; do (cd $$(dirname $$nb) && env -u MPLBACKEND PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/jupyter nbconvert --to notebook --execute --inplace $$(basename $$nb)) || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 

@@ -43,8 +43,9 @@ def _summary(R):
     networks,findings = (f"{m:,} {what}{'s' if m>1 else ''}" for m,what in ((len(R.runs),'network'),(K,'finding')))
     verdicts = []
     notes = attempt_each(R, 'verdict', lambda k, o: verdicts.append(_finding_verdict(R, k, o)), R.runs)
-    return [paragraph(f'{networks} judged on {n:,} images for {findings}. Findings may occur together, and each is judged on its own. Of the images with a '
-                      'probability of 30 % for a finding, 30 in 100 should have it.'), bullets(verdicts), *notes,
+    return [paragraph(f'{networks} judged on {n:,} images for {findings}. Findings may occur together, and each is '
+                      'judged on its own. Of the images with a probability of 30 % for a finding, 30 in 100 should '
+                      'have it.'), bullets(verdicts), *notes,
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}. Probabilities are off where a test of '
                       f'calibration has p < .05 after Holm\'s correction for all findings.{independence(R)}')]
 
@@ -59,7 +60,8 @@ def _measures(R):
             bullets(['macro AUROC: mean over the findings of the chance that an image with it has a higher probability '
                      'than one without', 'balanced accuracy: mean of sensitivity and specificity, from one half on',
                      'macro F1: mean of F1, from one half on',
-                     'Brier: mean squared distance of the probability to 0 or 1', 'NLL: binary cross-entropy, in nats'])]
+                     'Brier: mean squared distance of the probability to 0 or 1',
+                     'NLL: binary cross-entropy, in nats'])]
 
 def _p_text(p): return '–' if not np.isfinite(p) else '< 0.001' if p<.001 else f'{p:.3f}'
 
@@ -72,7 +74,7 @@ def _tests_of(R, k, o):
 @page_section('One finding at a time', findings=True)
 def _each(R):
     return [*_classes(R)[1:], *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
-            paragraph('z above 0: probabilities are too high, or too extreme. The first test looks at their mean alone.')]
+            paragraph('z above 0: probabilities are too high, or too extreme. The first test sees only their mean.')]
 
 def _furthest_off(R, n=4):
     "Findings of the first network, those with the smallest p first; only those that some images have and some lack"
@@ -91,7 +93,8 @@ def _pictures(R):
     k,shown = first(R.runs),_furthest_off(R)
     figures = []
     for name in shown: figures += attempt(f'picture of {name}', partial(_finding_figure, R, k, name), R.missing)
-    return [paragraph(f'{k}: the {len(shown)} of {len(R.vocab)} findings whose probabilities are furthest off.'), *figures]
+    said = f'{k}: the {len(shown)} of {len(R.vocab)} findings whose probabilities are furthest off.'
+    return [paragraph(said), *figures]
 
 # %% ../../nbs/68_calibration.finding_sections.ipynb #f84c5829
 def _group_table(R, by, k, o):
@@ -126,6 +129,6 @@ def _scaled(R, k, o, valid):
 def _scaling(R):
     rows,notes = rows_of_each(R, 'scaling', partial(_scaled, R))
     if rows.empty: return notes
-    return [paragraph('Temperatures fitted to the validation images: one for all findings, or one for each, held near 1 '
-                      'where few images have it. What is predicted from one half on stays the same.'), *notes,
+    return [paragraph('Temperatures fitted to the validation images: one for all findings, or one for each, held near '
+                      '1 where few images have it. What is predicted from one half on stays the same.'), *notes,
             table(rows, 'Before and after scaling, means over the findings', 'network')]

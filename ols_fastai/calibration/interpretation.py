@@ -108,7 +108,7 @@ def calibration_table(
     if ends.empty: macro[['low','high']] = np.nan
     return pd.concat([table.join(ends), macro])
 
-# %% ../../nbs/61_calibration.interpretation.ipynb #7249f0c5
+# %% ../../nbs/61_calibration.interpretation.ipynb #c680316c
 def _mean_with_interval(x, codes, level):
     "Mean of (N,) losses, and its interval by group"
     G,D = codes.max()+1,np.bincount(codes, x-x.mean())
@@ -158,8 +158,11 @@ def _learner_state(learn):
     sums = [o.detach().float().sum() for o in learn.model.parameters()]
     return _describe_scaling(get_model(learn.model)), torch.stack(sums).tolist() if sums else []
 
-def check_judged(preds, targs):
-    "(N,K) probabilities and (N,) classes, or multi-label (N,K) of 0 and 1, on the CPU"
+def check_judged(
+    preds, # (N,K) probabilities; (N,) of one finding
+    targs # (N,) true classes; multi-label: 0 and 1 in the shape of `preds`
+)->tuple: # Both on the CPU: (N,K), and (N,) classes or (N,K) of 0 and 1
+    "Raise `ValueError` for predictions that can't be judged"
     if not is_multi_label(preds, targs): return check_preds(preds, targs, dtype=None)
     check_findings(preds, targs)
     preds,targs = (torch.as_tensor(o).detach().cpu().as_subclass(Tensor) for o in (preds,targs))
@@ -223,7 +226,7 @@ class CalibrationInterpretation(ClassificationInterpretation):
 def from_learner(cls:CalibrationInterpretation,
     learn:Learner, # Trained; calibrated or not
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
-    dl:DataLoader=None, # `DataLoader` to predict
+    dl:DataLoader|None=None, # `DataLoader` to predict
     act=None # Activation; default: that of the learner's loss
 ):
     """Predict once, and keep what tables and pictures need.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_class']
 
-# %% ../../nbs/64_calibration.one_class.ipynb #9aec3268
+# %% ../../nbs/64_calibration.one_class.ipynb #46a9e761
 import numpy as np, pandas as pd
 import sklearn.metrics as skm
 from fastai.basics import *
@@ -16,7 +16,7 @@ from .classes import *
 from .interpretation import *
 from .plots import _over, _percent_axes, _under
 
-# %% ../../nbs/64_calibration.one_class.ipynb #1799ac4d
+# %% ../../nbs/64_calibration.one_class.ipynb #e99baae0
 def _draw_corp(ax, curve):
     "CORP curve with its region; points where images are"
     ax.plot([0,1], [0,1], 'k--', lw=1)
@@ -66,7 +66,7 @@ def _draw_decision(ax, curve):
     ax.legend(fontsize=8, frameon=False)
     _percent_axes(ax, 'x')
 
-# %% ../../nbs/64_calibration.one_class.ipynb #893d4281
+# %% ../../nbs/64_calibration.one_class.ipynb #4feb6038
 def plot_class(
     preds, # (N,K) probabilities
     targs, # (N,) true classes, or (N,K) of 0 and 1 for findings that may occur together
@@ -99,7 +99,7 @@ def plot_class(self:CalibrationInterpretation,
     "One class: calibration curve with its region, probability by outcome, ROC, precision-recall, decision curve"
     return plot_class(self.preds, self.targs, self._class_number(name), name, self._patients(groups))
 
-# %% ../../nbs/64_calibration.one_class.ipynb #140d07a0
+# %% ../../nbs/64_calibration.one_class.ipynb #c9a23754
 @patch
 def class_table(self:CalibrationInterpretation,
     threshold=None, # A class is predicted from here on, one or K; default: the top-1 prediction

@@ -236,7 +236,7 @@ def _known_soft_labels(self:CalibrationInterpretation, S):
 
 @patch
 def plot_soft_labels(self:CalibrationInterpretation,
-    S:Tensor=None, # (K,K); default: those of the learner
+    S:Tensor|None=None, # (K,K); default: those of the learner
     n:int|None=40 # Classes to show, at most: those that share the most with another one; None: all
 )->plt.Figure:
     "Heat map of the soft labels that the network was trained on"
@@ -245,7 +245,7 @@ def plot_soft_labels(self:CalibrationInterpretation,
 @patch
 def most_similar(self:CalibrationInterpretation,
     n:int=10, # Pairs, at most
-    S:Tensor=None # (K,K); default: those of the learner
+    S:Tensor|None=None # (K,K); default: those of the learner
 )->pd.DataFrame: # `class`, `similar`, `probability`
     "The largest soft labels off the diagonal, by name"
     return most_similar(self._known_soft_labels(S), self.vocab, n)
@@ -273,7 +273,7 @@ def plot_tsne(self:CalibrationInterpretation,
 
 @patch
 def plot_template_plane(self:CalibrationInterpretation,
-    classes:list=None # Names of three classes; default: the two most confused, and the one least similar to them
+    classes:list|None=None # Names of three classes; default: the two most confused, and the one least similar to them
 )->plt.Figure:
     "Features of three classes on Müller's plane"
     three = [self._class_number(o) for o in classes] if classes else three_classes(self.preds, self.targs)

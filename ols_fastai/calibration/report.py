@@ -132,7 +132,7 @@ def _class_counts(R):
     df = pd.DataFrame({'images': [f'{o:,}' for o in counts], 'share': shares}, index=R.vocab)
     return table(df.iloc[np.argsort(-counts, kind='stable')], f'Images per {one}', one, sortable=len(df)>25)
 
-# %% ../../nbs/69_calibration.report.ipynb #7a02f1c5
+# %% ../../nbs/69_calibration.report.ipynb #006212db
 def _other_shares(R, trained):
     "Classes whose share here is not the training's: share here, share there"
     trained,targs = np.asarray(trained, dtype=float),R.first.targs.numpy()

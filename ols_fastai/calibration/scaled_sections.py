@@ -20,7 +20,10 @@ from .interpretation import check_judged
 from .sections import *
 
 # %% ../../nbs/67_calibration.scaled_sections.ipynb #8df0ef5f
-def valid_preds_of(R, k):
+def valid_preds_of(
+    R:Report, # What is judged
+    k:str # Name of the network
+)->tuple|None:
     "Predictions and true classes of validation images, or None where there are none at hand"
     run = R.known[k]
     if 'valid_preds' in run: return check_judged(run['valid_preds'], run['valid_targs'])
@@ -39,7 +42,11 @@ def _scaling_row(R, preds, targs, T):
             f'ECE ({R.n_bins} bins)': number_text(ece(s, n_bins=R.n_bins)),
             'mean confidence': percent_text(mean_confidence(s)), 'accuracy': percent_text(top_k_acc(s))}
 
-def rows_of_each(R, what, make):
+def rows_of_each(
+    R:Report, # What is judged
+    what:str, # The part, for the note where it fails
+    make # Function of name, interpretation and validation predictions that gives rows: name -> dictionary
+)->tuple:
     "Rows of one table from all networks with validation images, and notes on those that failed"
     rows = {}
     def add(k, o):

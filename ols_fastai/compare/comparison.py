@@ -47,7 +47,9 @@ def _read_images(*args, **kwargs):
     if lacking:
         raise ValueError(f"a comparison needs images for train, valid and test, and there are none for {lacking[0]}")
     _check_one_label(df.label.astype(str))
-    return dict(train=df, root=base, check_files=False),_fingerprint(df, base)
+    # looked at above, and what was allowed there is allowed to the loaders
+    lists = dict(train=df, root=base, check_files=False, allow_overlap=('file','patient'))
+    return lists,_fingerprint(df, base)
 
 def read_images(
     *args, # Of `image_table`

@@ -237,7 +237,7 @@ def image_dls(
     dls.counts = sample_counts(all_train, df[df['split']=='train'])
     return dls
 
-# %% ../../nbs/20_data.loaders.ipynb #34a48d25
+# %% ../../nbs/20_data.loaders.ipynb #b9b65c88
 def trained_shares(
     dls:DataLoaders # Made by `image_dls`, or others
 )->np.ndarray|None: # (K,) in the order of `dls.vocab`; None where they are not known

@@ -315,13 +315,20 @@ def learnt(self:SoftLabels)->dict:
 def load_learnt(self:SoftLabels,
     tensors:dict # From `learnt`, of any `top_k`
 ):
-    "Take over soft labels"
+    """Take over soft labels, and what else a subclass keeps in buffers of its own.
+
+    Raises `ValueError` for soft labels that lack one of these"""
     self.to(tensors['used_fallback'].device)
     whole = tensors.get('dense')
     if whole is None:
         whole = tensors['tail'].repeat(1, self.n_classes).scatter_(1, tensors['top_idx'], tensors['top_p'])
+    own = {k: o for k,o in self.named_buffers() if k not in ('dense','top_idx','top_p','tail')}
+    missing = sorted(set(own)-set(tensors))
+    if missing:
+        raise ValueError(f"{type(self).__name__} has {', '.join(missing)}, which these soft labels lack: they were "
+                         "learnt by another class")
     self.set_rows(whole)
-    self.used_fallback.copy_(tensors['used_fallback'])
+    for k,o in own.items(): o.copy_(tensors[k])
 
 @patch
 def __getstate__(self:SoftLabels): return dict(self.__dict__, acc=None)  # an exported learner must not carry K*K zeros
