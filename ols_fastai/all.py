@@ -39,6 +39,7 @@ from .calibration.interpretation import *
 from .calibration.plots import *
 from .calibration.networks import *
 from .calibration.report import *
+from .calibration.clinic import *
 from .compare.settings import *
 from .compare.statistics import *
 from .compare.processes import *
