@@ -42,15 +42,15 @@ class SetPrediction(NamedTuple):
     classes:tuple # Names of the classes in the set, the most probable first
 
 class SetLearner(Learner):
-    """A `Learner` that gives sets of classes. Made by `add_sets`, which has what the sets promise.
+    """A `Learner` that gives sets of classes. Made by `add_sets`, which says what is guaranteed.
 
     `sets` has the `ConformalSets`. Whatever gives sets, and `export`, raises `ValueError` where the weights of the
     network or of its scaling are not those that the sets were made for"""
     def check_sets(self):
         "Raise `ValueError` if the sets were made for other weights or another scaling"
         if _network_hash(self)==self.made_for: return
-        raise ValueError("the network's weights or its scaling have changed since its sets were made, which promise "
-                         "nothing for it now: make them again with add_sets(learn)")
+        raise ValueError("the network's weights or its scaling have changed since its sets were made, and those are "
+                         "not valid for it: make them again with add_sets(learn)")
 
     def predict(self, item, rm_type_tfms=None, with_input=False):
         "A `SetPrediction` of one image: a path, or whatever the loaders read; `with_input` puts the input before it"
@@ -114,7 +114,7 @@ def _check_not_scaled_on(learn, dl, ids):
         warnings.warn(f"{found} equal images that calibrated this network: by chance, or are they copies?")
         return
     raise ValueError(f"{found} calibrated this network, and sets made of them could hold the true class less often "
-                     "than they promise. Give others, dl=; or halve=True, which calibrates again on half of them and "
+                     "than was asked. Give others, dl=; or halve=True, which calibrates again on half of them and "
                      "makes the sets of the others")
 
 def _halve(patients, n, seed):
@@ -138,7 +138,7 @@ def _check_settings(learn, by):
 def _set_loader(learn, dl):
     if dl is not None: return dl.new(shuffle=False, drop_last=False)
     if len(learn.dls.loaders)<2: raise ValueError("there are no validation images to make sets of: give dl=")
-    return learn.dls.valid
+    return learn.dls.valid.new(shuffle=False, drop_last=False)
 
 def _patients(dl, column):
     "Number of each image's patient, or None where the loader's table has no such column"
@@ -172,7 +172,7 @@ def add_sets(
     dl:DataLoader|None=None, # Images and true classes that neither trained nor calibrated it; default: `learn.dls.valid`
     miscoverage:float=.1, # Share of sets that may miss the true class, in (0, 1)
     kind:str='aps', # Or 'raps', 'lac', whose sets can be empty: see `ConformalSets`
-    by:str|None=None, # 'class': the share is kept for each class, which takes larger sets and more images
+    by:str|None=None, # 'class': the guarantee is for each class, which takes larger sets and more images
     halve:bool=False, # Calibrate again on half of the images, and make the sets of the others?
     patient:str='patient', # Column of the loader's table; one image of each patient makes the sets
     allow_overlap:bool=False, # Make sets of images that look like those of the training?
