@@ -52,8 +52,12 @@ class SetLearner(Learner):
         raise ValueError("the network's weights or its scaling have changed since its sets were made, and those are "
                          "not valid for it: make them again with add_sets(learn)")
 
-    def predict(self, item, rm_type_tfms=None, with_input=False):
-        "A `SetPrediction` of one image: a path, or whatever the loaders read; `with_input` puts the input before it"
+    def predict(self,
+        item, # One image: a path, or whatever the loaders read
+        rm_type_tfms:int|None=None, # How many of the loaders' first transforms to leave out, as in fastai
+        with_input:bool=False # Give the input too, as a first value?
+    )->SetPrediction:
+        "Label, probabilities and set of an image. Raises `ValueError` as `check_sets` does"
         self.check_sets()
         with quiet_learner(self):
             *inputs,label,_,probs = super().predict(item, rm_type_tfms=rm_type_tfms, with_input=with_input)
@@ -61,8 +65,11 @@ class SetLearner(Learner):
         out = SetPrediction(label, probs, self._class_sets(probs[None], dl)[0])
         return (*inputs, *out) if with_input else out
 
-    def export(self, fname='export.pkl', **kwargs):
-        "As fastai's `Learner.export`, with the sets; `load_learner` brings all of it back"
+    def export(self,
+        fname:str|Path='export.pkl', # File to write, relative to `learn.path`
+        **kwargs # Of fastai's `Learner.export`
+    ):
+        "As fastai's, with the sets; `load_learner` brings all of it back. Raises `ValueError` as `check_sets` does"
         self.check_sets()
         super().export(fname, **kwargs)
 
@@ -104,7 +111,7 @@ def predict_table(self:SetLearner,
 
 # %% ../../nbs/66_calibration.clinic.ipynb #66b305d0
 def _check_not_scaled_on(learn, dl, ids):
-    "Raise `ValueError` if the network's scaling was fitted to images of the loader; warn if few look like one by chance"
+    "Raise `ValueError` if the scaling was fitted to images of the loader; warn if few look like one by chance"
     model = get_model(learn.model)
     if not isinstance(model, CalibratedModel) or not len(model.used): return
     same,much = shared_items(ids, model.used.cpu().numpy())
@@ -169,7 +176,7 @@ def _make_sets(learn, dl, halve, patients, ids, seed, **kwargs):
 
 def add_sets(
     learn:Learner, # Trained, and calibrated or not; becomes a `SetLearner`
-    dl:DataLoader|None=None, # Images and true classes that neither trained nor calibrated it; default: `learn.dls.valid`
+    dl:DataLoader|None=None, # Images with true classes that neither trained nor calibrated it; default: `dls.valid`
     miscoverage:float=.1, # Share of sets that may miss the true class, in (0, 1)
     kind:str='aps', # Or 'raps', 'lac', whose sets can be empty: see `ConformalSets`
     by:str|None=None, # 'class': the guarantee is for each class, which takes larger sets and more images
