@@ -11,6 +11,7 @@ from fastai.basics import DataLoader, DataLoaders, Learner, accuracy, load_learn
 from fastai.callback.progress import ProgressCallback
 from fastai.layers import Flatten
 from fastai.losses import CrossEntropyLossFlat
+from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, PILImage
 from ols_fastai.all import *
 from ols_fastai.calibration.clinic import _halve, _network_hash
 from conftest import toy_learner
@@ -143,6 +144,23 @@ def test_a_plain_loader_has_no_names():
     preds,_ = learn.get_preds(ds_idx=2)
     assert table.filename[7]=='number 7' and table.label.tolist()==preds.argmax(1).tolist()
     assert {o for s in table['set'] for o in s}<=set(range(5))
+
+def test_fastais_own_loaders_paths_and_images(files, tmp_path):
+    root,df = files
+    df = df[df.split!='test'].assign(is_valid=df.split=='valid')
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('filename', pref=root), get_y=ColReader('label'),
+                      splitter=ColSplitter('is_valid'))
+    learn = Learner(block.dataloaders(df, bs=8, num_workers=0, device='cpu'), small_net(), path=tmp_path)
+    learn = add_sets(learn.remove_cb(ProgressCallback), miscoverage=.3)
+    learn.export('clinic.pkl')
+    back = load_quietly(tmp_path/'clinic.pkl')
+    fn = root/'test4.png'
+    rows = files[1].query('split=="test"').reset_index(drop=True)
+    table = learn.predict_table(rows, bs=8)
+    assert table.filename[4]==str(fn) and table['set'][4]==learn.predict(rows.iloc[4]).classes
+    pd.testing.assert_frame_equal(back.predict_table(rows, bs=8), table)
+    image = PILImage.create(fn)
+    assert learn.predict(image).classes==back.predict(image).classes and learn.predict(image).label==table.label[4]
 
 # ---- export
 
