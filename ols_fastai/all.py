@@ -41,6 +41,7 @@ from .calibration.plots import *
 from .calibration.one_class import *
 from .calibration.networks import *
 from .calibration.report import *
+from .calibration.clinic import *
 from .compare.settings import *
 from .compare.statistics import *
 from .compare.processes import *

@@ -104,7 +104,7 @@ def test_training_methods_of_classes_refuse_findings_by_name():
     ds = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(0, 2, (40,3)).float())
     dls = DataLoaders.from_dsets(ds, ds, bs=20, device='cpu', num_workers=0)
     learn = Learner(dls, nn.Linear(4,3), loss_func=BCEWithLogitsLossFlat())
-    with pytest.raises(ValueError, match='multi-label'), learn.no_bar(), learn.no_logging():
+    with pytest.raises(TypeError, match='multi-label'), learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=OLSCallback())
 
 def test_networks_of_two_kinds_have_no_report_together(tmp_path):

@@ -103,7 +103,8 @@ def _set_thresholds(self:ConformalSets, scores, group):
         k = math.ceil((len(s)+1)*(1-self.miscoverage) - 1e-9)  # 10*(1-.7) is a little more than 3
         self.thresholds[name],self.counts[name] = (s[k-1] if k<=len(s) else math.inf),len(s)
     few = [k for k,o in self.thresholds.items() if o==math.inf]
-    full = [k for k,o in self.thresholds.items() if 1-1e-6<=o<math.inf]
+    top = 1+self.lam*max(0, self.n_classes-self.k_reg) if self.kind=='raps' else 1.  # the largest score there is
+    full = [k for k,o in self.thresholds.items() if top-1e-6<=o<math.inf]
     self._warn(few, 'infinite, as there are too few images')
     self._warn(full, '1 or more: the network is very sure and too often wrong')
 

@@ -1,0 +1,367 @@
+"A learner with its sets: coverage, export, refusal after a change, and one answer however an image is asked about."
+import shutil, subprocess, sys, warnings
+import cv2, numpy as np, pandas as pd, pytest, torch
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from scipy import stats
+from torch import nn
+from torch.utils.data import TensorDataset
+from fastai.basics import DataLoader, DataLoaders, Learner, accuracy, load_learner, no_random, noop, plt
+from fastai.callback.progress import ProgressCallback
+from fastai.layers import Flatten
+from fastai.losses import CrossEntropyLossFlat
+from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, PILImage
+from ols_fastai.all import *
+from ols_fastai.calibration.clinic import _halve, _network_hash
+from conftest import toy_learner
+
+# ---- the promise
+
+def logits(n, seed, K=5):
+    "Over-confident logits, and true classes"
+    g = torch.Generator().manual_seed(seed)
+    z = 1.5*torch.randn(n, K, generator=g)
+    return 2*z,torch.multinomial(z.softmax(1), 1, generator=g)[:,0]
+
+def loader(n, seed): return DataLoader(TensorDataset(*logits(n, seed)), bs=1000, num_workers=0)
+
+def logit_learner(n, seed, **kwargs):
+    "Its inputs are its logits; loaders to train, to make sets (`n`) and to judge"
+    net = nn.Linear(5, 5)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(5))
+        net.bias.zero_()
+    dls = DataLoaders(loader(10, 3*seed), loader(n, 3*seed+1), loader(2000, 3*seed+2), device='cpu')
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), **kwargs)
+    learn.logger,learn.create_mbar = noop,False
+    return learn.remove_cb(ProgressCallback)
+
+@pytest.mark.parametrize('settings', [dict(kind='lac'), dict(), dict(kind='raps', k_reg=1), dict(halve=True),
+                                      dict(kind='lac', miscoverage=.3)])
+@pytest.mark.filterwarnings('ignore:.*thresholds')  # a score of RAPS may be above 1
+def test_the_sets_hold_the_true_class_as_often_as_asked(settings):
+    runs,miscoverage = 25,settings.get('miscoverage', .1)
+    n = 99*2 if settings.get('halve') else 99
+    hits = 0
+    for seed in range(runs):
+        learn = add_sets(logit_learner(n, seed), **settings)
+        assert learn.sets.n==99
+        hits += learn.coverage(learn.dls[2]).coverage.item()*2000
+    k = int(np.ceil(100*(1-miscoverage)-1e-9))
+    law = stats.betabinom(2000, k, 100-k)  # the hits of one run (Angelopoulos & Bates 2021, appendix C)
+    off = (hits-runs*law.mean())/(runs*law.var())**.5
+    assert off>-4 and (off<4 or settings.get('kind')!='lac')  # APS and RAPS never leave the label out
+
+def test_each_class_is_covered_where_that_was_asked():
+    learn = logit_learner(2000, 0)
+    with torch.no_grad(): learn.model.bias[0] = -3.  # a class that the network hardly ever names
+    least = {by: add_sets(learn, by=by, kind='lac').coverage(learn.dls[2], by='class').coverage.min()
+             for by in (None,'class')}
+    assert least[None]<.75 and least['class']>.85
+    assert add_sets(learn, by='class').sets.by_class
+
+# ---- images in files
+
+K = 3
+def write_images(root, n=30):
+    "Three classes of noisy images, ten patients in each split; a row per image"
+    g,rows = np.random.default_rng(0),[]
+    for split in SPLITS:
+        for i in range(n):
+            label,fn = 'abc'[i%K],f'{split}{i}.png'
+            a = g.normal(70+50*(i%K), 45, (8,8)).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(root/fn), a)
+            rows.append((fn, label, split, f'{split}-{i//3}'))
+    return pd.DataFrame(rows, columns=['filename','label','split','patient'])
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp('clinic')
+    return root,write_images(root)
+
+def small_net():
+    return nn.Sequential(Flatten(), nn.BatchNorm1d(192), nn.Linear(192, K))
+
+def make_learner(files, cbs=None, patients=False, **kwargs):
+    root,df = files
+    df = df if patients else df.drop(columns='patient')
+    with no_random(0):
+        dls = image_dls(df, root=root, size=8, bs=8, num_workers=0, device='cpu')
+        learn = Learner(dls, small_net(), metrics=accuracy, path=root, **kwargs).remove_cb(ProgressCallback)
+        with quiet_learner(learn): learn.fit(2, 1e-3, cbs=cbs)
+    learn.logger,learn.create_mbar = noop,False
+    return learn
+
+def judged(learn): return [Path(o) for o in learn.predict_table(learn.dls[2]).filename]
+
+@pytest.mark.parametrize('kind', ['lac','aps','raps'])
+def test_an_image_has_one_answer_alone_in_a_batch_and_with_workers(files, kind):
+    learn = add_sets(make_learner(files), miscoverage=.3, kind=kind)
+    whole = learn.predict_table(learn.dls[2])
+    names = whole.filename.tolist()
+    alone = [learn.predict(o) for o in names]
+    assert [o.classes for o in alone]==whole['set'].tolist() and [o.label for o in alone]==whole.label.tolist()
+    assert whole['set size'].nunique()>1 and (whole['set size']==whole['set'].map(len)).all()
+    np.testing.assert_allclose([o.probs.max().item() for o in alone], whole.probability, atol=1e-6)
+    for order,bs,num_workers in ((range(30),7,0), (range(29,-1,-1),4,2)):
+        some = learn.predict_table([names[i] for i in order], bs=bs, num_workers=num_workers)
+        want = whole.iloc[list(order)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(some, want, check_exact=False, atol=1e-6)
+
+def test_what_predict_gives(files):
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    fn = judged(learn)[0]
+    image,*out = learn.predict(fn, with_input=True)
+    label,probs,classes = learn.predict(fn)
+    assert isinstance(learn.predict(fn), SetPrediction) and image.shape==(3,8,8)
+    assert out[0]==label and torch.equal(out[1], probs) and out[2]==classes
+    fastais = Learner.predict(learn, fn)
+    assert label==fastais[0] and torch.equal(probs, fastais[2])
+    p = torch.as_tensor(probs).double()
+    held = learn.sets(p[None], ids=item_ids(learn.dls.test_dl([fn])))[0]
+    assert classes==tuple('abc'[i] for i in p.argsort(descending=True).tolist() if held[i])
+
+def test_a_copy_under_another_name_has_the_same_set(files, tmp_path):
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    names = judged(learn)
+    for i,fn in enumerate(names): shutil.copy(fn, tmp_path/f'{i}.png')
+    copies = learn.predict_table([tmp_path/f'{i}.png' for i in range(len(names))])
+    assert copies['set'].tolist()==learn.predict_table(names)['set'].tolist()
+
+def test_a_table_is_read_as_test_dl_reads_it_and_an_array_is_an_image(files):
+    learn,(root,df) = add_sets(make_learner(files), miscoverage=.3, kind='lac'),files
+    rows = df[df.split=='test'].iloc[:4]
+    table = learn.predict_table(rows)
+    assert table.filename.tolist()==[str(root/o) for o in rows.filename]
+    arrays = learn.predict_table([cv2.imread(o) for o in table.filename])
+    assert arrays.filename.tolist()==[f'number {i}' for i in range(4)]
+    assert arrays['set'].tolist()==table['set'].tolist()
+
+def test_a_plain_loader_has_no_names():
+    learn = add_sets(logit_learner(99, 0))
+    table = learn.predict_table(learn.dls[2])
+    preds,_ = learn.get_preds(ds_idx=2)
+    assert table.filename[7]=='number 7' and table.label.tolist()==preds.argmax(1).tolist()
+    assert {o for s in table['set'] for o in s}<=set(range(5))
+
+def test_fastais_own_loaders_paths_and_images(files, tmp_path):
+    root,df = files
+    df = df[df.split!='test'].assign(is_valid=df.split=='valid')
+    block = DataBlock((ImageBlock,CategoryBlock), get_x=ColReader('filename', pref=root), get_y=ColReader('label'),
+                      splitter=ColSplitter('is_valid'))
+    learn = Learner(block.dataloaders(df, bs=8, num_workers=0, device='cpu'), small_net(), path=tmp_path)
+    learn = add_sets(learn.remove_cb(ProgressCallback), miscoverage=.3)
+    learn.export('clinic.pkl')
+    back = load_quietly(tmp_path/'clinic.pkl')
+    fn = root/'test4.png'
+    rows = files[1].query('split=="test"').reset_index(drop=True)
+    table = learn.predict_table(rows, bs=8)
+    assert table.filename[4]==str(fn) and table['set'][4]==learn.predict(rows.iloc[4]).classes
+    pd.testing.assert_frame_equal(back.predict_table(rows, bs=8), table)
+    image = PILImage.create(fn)
+    assert learn.predict(image).classes==back.predict(image).classes and learn.predict(image).label==table.label[4]
+
+# ---- export
+
+worker = """
+import sys, torch
+from fastai.learner import load_learner
+learn = load_learner(sys.argv[1])
+files = sys.argv[3:]
+label,probs,classes = learn.predict(files[0])
+table = learn.predict_table(files)
+out = dict(label=str(label), probs=torch.Tensor(probs), classes=classes, sets=table['set'].tolist())
+out.update(T=learn.model.T, probability=table.probability.tolist(), learner=type(learn).__name__)
+torch.save(out, sys.argv[2])
+"""
+@pytest.mark.parametrize('kind', ['lac','aps'])
+def test_an_exported_learner_gives_the_same_in_a_process_that_knows_fastai_alone(files, tmp_path, kind):
+    learn = add_sets(make_learner(files, [OLSCallback(),Calibrate()]), halve=True, kind=kind, miscoverage=.3)
+    names = judged(learn)
+    label,probs,classes = learn.predict(names[0])
+    table = learn.predict_table(names)
+    learn.export(tmp_path/'clinic.pkl')
+    args = [sys.executable, '-W', 'ignore', '-c', worker, tmp_path/'clinic.pkl', tmp_path/'out.pt', *names]
+    r = subprocess.run(args, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    assert not r.returncode, r.stderr
+    out = torch.load(tmp_path/'out.pt')
+    assert (out['label'],out['classes'],out['learner'])==(label,classes,'SetLearner')
+    assert torch.equal(out['probs'], torch.Tensor(probs)) and out['T']==learn.model.T
+    assert out['sets']==table['set'].tolist() and out['probability']==table.probability.tolist()
+    assert b'valid1.png' not in (tmp_path/'clinic.pkl').read_bytes()  # the list stays at home
+
+def test_a_changed_network_in_a_file_is_noticed(files, tmp_path):
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    learn.export(tmp_path/'clinic.pkl')
+    back = load_quietly(tmp_path/'clinic.pkl')
+    fn = judged(learn)[0]
+    assert back.predict(fn).classes==learn.predict(fn).classes
+    with torch.no_grad(): back.model[2].bias[0] += .01
+    with pytest.raises(ValueError, match='make them again'): back.predict(fn)
+
+def load_quietly(fn):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return load_learner(fn)
+
+# ---- refusal after a change
+
+def train_on(learn):
+    uncalibrate(learn)
+    learn.fit(1, 1e-3)
+
+@torch.no_grad()
+def add_to(t): t.add_(.01)
+
+changes = dict(
+    weights=lambda learn: add_to(learn.model.model[2].weight),
+    data=lambda learn: learn.model.model[2].weight.data.mul_(1.01),
+    statistics=lambda learn: add_to(learn.model.model[1].running_mean),
+    temperature=lambda learn: learn.model.set_scaling(scale=.123),
+    calibrate=lambda learn: calibrate(learn, prior=.01),
+    uncalibrate=uncalibrate,
+    fit=train_on)
+
+@pytest.mark.parametrize('change', list(changes))
+def test_sets_of_another_network_are_refused(files, tmp_path, change):
+    learn = add_sets(make_learner(files, Calibrate()), halve=True, miscoverage=.3)
+    fn = judged(learn)[0]
+    learn.predict(fn)
+    changes[change](learn)
+    asked = [lambda: learn.predict(fn), lambda: learn.predict_table([fn]), lambda: learn.coverage(learn.dls[2]),
+             lambda: learn.export(tmp_path/'no.pkl')]
+    for f in asked:
+        with pytest.raises(ValueError, match=r'have changed since its sets were made.*add_sets\(learn\)'): f()
+    assert not (tmp_path/'no.pkl').exists()
+    learn.get_preds()  # what gives no sets goes on
+    add_sets(learn, halve=True, miscoverage=.3).predict(fn)
+
+def test_weights_that_are_loaded_again_are_the_same(files):
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    fn = judged(learn)[0]
+    before = learn.predict(fn)
+    state = deepcopy(learn.model.state_dict())
+    learn.fit(1, 1e-3)
+    with pytest.raises(ValueError, match='changed'): learn.predict(fn)
+    learn.model.load_state_dict(state)
+    assert learn.predict(fn).classes==before.classes
+
+def test_the_hash_knows_weights_not_how_they_are_kept():
+    net = small_net()
+    def known(model): return _network_hash(SimpleNamespace(model=model))
+    assert known(torch.compile(net))==known(net)==known(deepcopy(net))
+    scaled = CalibratedModel(net, scale=.5, used=[[1,2]])
+    assert known(scaled)!=known(net) and known(CalibratedModel(net, scale=.5, used=[[3,4]]))==known(scaled)
+    compiled = CalibratedModel(torch.compile(net), scale=.5)
+    assert known(compiled)==known(scaled)
+    flipped = deepcopy(net)
+    flipped[2].weight.data = flipped[2].weight.data.flip(0)
+    assert known(flipped)!=known(net) and known(deepcopy(net).bfloat16())!=known(net)
+
+# ---- images that may not make sets
+
+def test_images_that_trained_or_calibrated_the_network_are_refused(files, tmp_path):
+    root,df = files
+    learn = make_learner(files, Calibrate())
+    with pytest.raises(ValueError, match='trained on images of this loader'): add_sets(learn, learn.dls.train)
+    with pytest.raises(ValueError, match=r'30 of these 30 images.*valid0.png.*halve=True'): add_sets(learn)
+    copies = df.assign(filename='copy-'+df.filename)  # other names, the same content
+    for a,b in zip(df.filename, copies.filename): shutil.copy(root/a, tmp_path/b)
+    other = image_dls(copies, root=tmp_path, size=8, bs=8, num_workers=0, device='cpu')
+    with pytest.raises(ValueError, match='copy-valid0.png.*calibrated'): add_sets(learn, other.valid)
+    assert type(learn) is Learner
+    assert add_sets(learn, learn.dls[2], miscoverage=.3).sets.n==30
+    with pytest.raises(ValueError, match='calibrated on'): learn.coverage(learn.dls[2])
+    with pytest.raises(ValueError, match='calibrated this network'): learn.coverage(learn.dls.valid)
+    forget_images(learn)  # as its text says
+    assert add_sets(learn, miscoverage=.3).sets.n==30
+
+def test_one_equal_image_is_a_warning():
+    learn = logit_learner(300, 0)
+    x,y = learn.dls.valid.dataset.tensors
+    z,t = logits(300, 99)
+    z[5] = x[0]
+    learn.model = CalibratedModel(learn.model, item_ids(DataLoader(TensorDataset(z, t), bs=100)), scale=.5)
+    with pytest.warns(UserWarning, match='1 of these 300 images.*by chance'): add_sets(learn)
+
+def test_patients_stay_together_and_give_one_image_each(files):
+    learn = make_learner(files, Calibrate(), patients=True)
+    df = loader_table(learn.dls.valid)
+    add_sets(learn, halve=True, miscoverage=.4, seed=3)
+    patient = dict(zip(item_ids(learn.dls.valid)[:,0], df.patient))
+    scaling = {patient[o] for o in learn.model.used[:,0].tolist()}
+    makers = {patient[o] for o in learn.sets.ids[:,0].tolist()}
+    assert len(scaling)==len(makers)==5 and not scaling & makers
+    assert len(learn.sets.ids)==15 and learn.sets.n==5
+    assert add_sets(learn, halve=True, miscoverage=.4, patient='nobody').sets.n==15
+
+@pytest.mark.parametrize('kind', ['temperature','structured'])
+def test_halves_are_calibrated_as_before_each_on_its_own(files, kind):
+    learn = make_learner(files, Calibrate(kind))
+    used = learn.model
+    z,y = uncalibrate(learn).get_preds(act=noop)
+    learn.model = used
+    add_sets(learn, halve=True, miscoverage=.3, seed=1)
+    a,b = _halve(None, 30, 1)
+    want = fit_scaling(z[a], y[a], kind)
+    preds = scale_logits(z.float(), **want).softmax(1)
+    sets = ConformalSets(preds[b], y[b], .3, 'aps', seed=1, ids=item_ids(learn.dls.valid)[b])
+    assert learn.model.kind==kind and learn.model is not used
+    torch.testing.assert_close(torch.as_tensor(learn.get_preds()[0]), preds, atol=1e-5, rtol=0, check_dtype=False)
+    assert sets.threshold==pytest.approx(learn.sets.threshold, abs=1e-5)
+
+@pytest.mark.parametrize('n', [2,3,30])
+def test_halves(n):
+    a,b = _halve(None, n, 0)
+    assert sorted([*a,*b])==list(range(n)) and len(a)==n//2
+    with pytest.raises(ValueError, match='only one patient'): _halve(np.zeros(n, dtype=int), n, 0)
+
+# ---- a learner as before
+
+def test_it_is_the_same_learner_and_does_what_it_did(files):
+    learn = make_learner(files, cbs=None)
+    loss,dls,cbs,model = learn.loss_func,learn.dls,list(learn.cbs),learn.model
+    want,before = learn.validate(),learn.get_preds(ds_idx=2)[0]
+    out = add_sets(learn, miscoverage=.3)
+    assert out is learn and isinstance(learn, SetLearner)
+    assert learn.loss_func is loss and learn.dls is dls and learn.model is model and list(learn.cbs)==cbs
+    assert all(o.learn is learn for o in cbs) and learn.validate()==want
+    assert torch.equal(learn.get_preds(ds_idx=2)[0], before)
+    learn.show_results(max_n=4)
+    assert len([o for o in plt.gcf().axes if o.images])==4
+    plt.close('all')
+    assert len(CalibrationInterpretation.from_learner(learn, ds_idx=2).targs)==30
+    assert deepcopy(learn).predict(judged(learn)[0]).classes==learn.predict(judged(learn)[0]).classes
+
+def test_it_can_be_a_plain_learner_again(files):
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    fn = judged(learn)[0]
+    assert remove_sets(learn) is learn and type(learn) is Learner and not hasattr(learn, 'made_for')
+    assert int(learn.predict(fn)[1])==learn.dls.vocab.o2i[learn.predict(fn)[0]]
+    assert remove_sets(learn) is learn
+
+@pytest.mark.parametrize('settings,message', [
+    (dict(kind='top'), "'top'"), (dict(miscoverage=1.5), 'between 0 and 1'), (dict(by='scanner'), "None or 'class'"),
+    (dict(by=np.zeros(30)), "None or 'class'")])
+def test_what_fails_changes_nothing(files, settings, message):
+    learn = make_learner(files, Calibrate())
+    model = learn.model
+    with pytest.raises(ValueError, match=message): add_sets(learn, halve=True, **settings)
+    assert type(learn) is Learner and learn.model is model and not hasattr(learn, 'sets')
+
+def test_learners_that_sets_are_not_for():
+    class Other(Learner): pass
+    learn = logit_learner(99, 0)
+    learn.__class__ = Other
+    with pytest.raises(TypeError, match='got Other'): add_sets(learn)
+    learn = toy_learner(loss_func=nn.CrossEntropyLoss())  # without an activation: its outputs are logits
+    with pytest.raises(ValueError, match='logits'): add_sets(learn)
+    learn = logit_learner(99, 0)
+    learn.dls.loaders = learn.dls.loaders[:1]
+    with pytest.raises(ValueError, match='no validation images.*dl='): add_sets(learn)
+
+def test_too_few_images_hold_everything_and_it_is_said():
+    learn = logit_learner(5, 0)
+    with pytest.warns(UserWarning, match='too few images'): add_sets(learn)
+    assert (learn.predict_table(learn.dls[2])['set size']==5).all()
