@@ -48,6 +48,8 @@ def test_a_learner_of_multicategoryblock(xrays, tmp_path):
     for i,r in m.iterrows():
         k = names.index(r.true.removeprefix('no '))
         assert bool(y[i,k])==(not r.true.startswith('no ')) and {r.true,r.predicted}=={names[k],f'no {names[k]}'}
+    for wrong in (lambda: interp.stats, interp.confusion_matrix, interp.most_confused):
+        with pytest.raises(ValueError, match='multi-label'): wrong()
     interp.plot_top_overconfident(2)
     interp.plot_class('nodule')
     with warnings.catch_warnings():
