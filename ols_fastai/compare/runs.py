@@ -55,6 +55,7 @@ def make_learner(
     dls = _make_dls(seed, lists, settings, num_workers)
     loss,cb = _make_loss(method, baseline)
     net = create_model(settings.arch, len(dls.vocab), settings.pretrained)
+    net = net.to(memory_format=torch.channels_last)  # at once: a baseline is used before any fit, and layouts round apart
     metrics = [accuracy, *_watched(settings.monitor)]
     learn = Learner(dls, net, loss_func=loss, metrics=metrics, cbs=[ChannelsLast(), *L(cb)], **_optimiser(settings))
     return learn,cb
