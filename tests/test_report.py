@@ -81,7 +81,7 @@ def path(tmp_path_factory): return all_there(tmp_path_factory.mktemp('report')/'
 def test_it_opens_in_chromium(path, tmp_path, width):
     found,console = looked_at(path, tmp_path, width)
     assert found['width']==width and not console and not found['errors'] and not found['loaded'], (found,console)
-    assert found['n_images']==len(re.findall('<img ', path.read_text()))==8 and not found['broken'] and not found['squeezed'], found
+    assert found['n_images']==len(re.findall('<img ', path.read_text()))==10 and not found['broken'] and not found['squeezed'], found
     assert found['n_links']>20 and not found['dead'], found
     assert found['page']<=width and not found['wide'], found                 # nothing sticks out, but in boxes that scroll
     assert found['title']=='<b>Title</b>' and not found['injected'] and not found['small'], found
@@ -358,7 +358,7 @@ def test_the_report_of_the_demo(demo, tmp_path, width):
     assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images of 56 classes' in text
 
 def test_a_part_that_fails_in_any_way_leaves_a_note():
-    from ols_fastai.page import attempt, paragraph
+    from ols_fastai.calibration.page import attempt, paragraph
     missing = []
     blocks = attempt('part', lambda: 1/0, missing) + attempt('other', lambda: [paragraph('fine'), None], missing)
     assert [o['text'] for o in blocks]==['Missing here: part: ZeroDivisionError: division by zero','fine'] and missing==['part: ZeroDivisionError: division by zero']

@@ -242,6 +242,12 @@ def _one_diagram(R, k, o):
         f'{k}: bars show where 95 % of calibrated networks would lie, by {R.unit}; a gap that leaves its bar is '
         'more than chance.')
 
+def _curve(R, k, o):
+    return figure(lambda: plot_corp(o.stats, None, textwrap.fill(k, 44), R.patients),
+        f'Calibration curve without bins (CORP) of {k}, with the region of calibrated networks',
+        f'{k}, without bins (CORP): grey is where the curves of 95 % of calibrated networks lie at each confidence, '
+        f'by {R.unit}.')
+
 def _all_diagrams(R):
     said = '; '.join(f'{k} has an ECE of {ece(o.stats, n_bins=R.n_bins):.3f}' for k,o in R.drawn.items())
     return figure(lambda: plot_reliability(_pairs(R.drawn), R.n_bins),
@@ -253,7 +259,8 @@ def _all_diagrams(R):
 def _reliability(R):
     several = len(R.runs)>1
     together = attempt('one diagram of all networks', lambda: _all_diagrams(R), R.missing) if several else []
-    parts = attempt_each(R, 'reliability diagram', partial(_one_diagram, R))
+    parts = attempt_each(R, 'calibration curve', partial(_curve, R))
+    parts += attempt_each(R, 'reliability diagram', partial(_one_diagram, R))
     figures = [b for b in parts if b['kind']=='figure']
     notes = [b for b in parts if b['kind']!='figure']
     return [*together, grid(figures), *notes]
