@@ -243,6 +243,7 @@ _waiting = []  # the group in which the others wait for the first process
 def _waiting_group():
     "Made at the first call, with the processes' own group if that is not there yet"
     from accelerate import PartialState
+    if _waiting==[None]: raise RuntimeError("end_processes was called, after which processes share nothing: start anew")
     if not dist.is_initialized(): PartialState(cpu=not torch.cuda.is_available())
     if not _waiting: _waiting.append(dist.new_group(backend='gloo', timeout=timedelta(days=30)))
     return _waiting[0]
@@ -268,6 +269,6 @@ def end_processes():
     if num_distrib()<2 or not dist.is_initialized(): return
     from accelerate.state import AcceleratorState
     dist.barrier(_waiting_group())  # none leaves while another still waits for it
-    _waiting.clear()
+    _waiting[:] = [None]  # a second group would find the addresses of the first in torchrun's store
     dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
