@@ -43,8 +43,9 @@ def prose(text, names):
 def without_directives(code): return re.sub(r'^#\|.*\n?', '', code, flags=re.M).strip()
 
 def adapt_output(out):
-    "What `show_doc` prints is written for Quarto"
+    "What `show_doc` prints is written for Quarto; a section of a report links to others, which are not on the page"
     data = out.get('data', {})
+    if 'text/html' in data: data['text/html'] = re.sub(r' href="#[^"]*"', '', data['text/html'])
     if 'text/markdown' not in data: return
     data['text/markdown'] = re.sub(r'\A---\n+(\[source\].*\n+)?#+ (.*)', r'**\2**', data['text/markdown'])
 

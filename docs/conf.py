@@ -15,6 +15,7 @@ myst_heading_anchors = 3
 suppress_warnings = ['myst.header']  # a notebook may go from # to ###
 html_math_renderer = 'mathml'
 html_show_sourcelink,html_copy_source = False,False
+html_domain_indices = False  # the reference in the sidebar lists the modules
 add_module_names = False
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True

@@ -153,7 +153,7 @@ def test_reference_has_every_public_name_and_its_docments(site, seen):
         assert not {f'ols_fastai.{mod}.{o}' for o in names}-set(seen[f'reference/{mod}.html']['ids'])
     text = re.sub(r'<[^>]+>|\s+', ' ', (site/'reference/train.ols.html').read_text())
     assert "Epochs in which soft labels are learnt but only the learner’s own loss is trained on" in text
-    assert "Keep just the largest so many entries of a row" in text, "what comes by @delegates is not there"
+    assert "Keep the largest so many entries of a row" in text, "what comes by @delegates is not there"
 
 def test_notebook_links_names_to_the_reference_and_hides_what_nbdev_hides(site, seen, address):
     page = page_of('train.ols')
