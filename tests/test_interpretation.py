@@ -726,18 +726,22 @@ def test_the_count_panel_says_its_scale():
 @pytest.mark.parametrize('k', [0,3,5])
 def test_one_class(k):
     "Curves and counts are those of the functions, for a class that is first, in the middle and last; by patient too"
+    from sklearn.metrics import average_precision_score, roc_auc_score
     from ols_fastai.calibration.classes import net_benefit
     p,t = random_preds(400)
     who = np.arange(400)//4
     interp = CalibrationInterpretation.from_preds(p, t, names, pd.DataFrame(dict(patient=who)))
     fig = interp.plot_class(names[k])
-    curve,by_outcome,decision = fig.axes
+    curve,by_outcome,decision,roc,pr,_ = fig.axes
     want = corp(p, t, k, groups=who)
     line = next(o for o in curve.lines if len(o.get_xdata())==len(want))
     np.testing.assert_allclose(line.get_xydata(), want[['probability','frequency']])
     n = int((t==k).sum())
     assert [o.get_text() for o in by_outcome.get_legend().get_texts()]==[f'{names[k]} (n = {n})', f'not {names[k]} (n = {400-n})']
     np.testing.assert_allclose(decision.lines[0].get_ydata(), net_benefit(p, t, k)['net benefit'])
+    area = roc_auc_score(t==k, p[:,k])
+    assert roc.get_title()==f'ROC, area {area:.3f}' and np.trapezoid(roc.lines[0].get_ydata(), roc.lines[0].get_xdata())==pytest.approx(area)
+    assert pr.get_title()==f'Precision-recall, area {average_precision_score(t==k, p[:,k]):.3f}' and pr.lines[1].get_ydata()[0]==pytest.approx(n/400)
     assert fig.get_suptitle()==f'{names[k]}: {n} of 400 images'
     table = interp.class_table()
     assert table.n[names[k]]==n and table.sensitivity[names[k]]==pytest.approx(float((p[t==k].argmax(1)==k).double().mean()))

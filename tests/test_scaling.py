@@ -11,7 +11,7 @@ from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.schedule import *
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, TransformBlock
 from fastai.learner import load_learner
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, MSELossFlat
 from hypothesis import given, settings, strategies as st
 from conftest import K, toy_data, toy_learner, toy_model, weights
 from ols_fastai.train.ols import OLSCallback
@@ -676,7 +676,7 @@ def test_interrupted_and_stopped_fits():
     learn.fit(5, 1e-6, cbs=[Calibrate(),EarlyStoppingCallback(min_delta=1.)]); assert len(learn.recorder.values)<5 and learn.model.is_scaled
 
 def test_the_callback_fails_before_training_and_says_when_it_diverged():
-    learn = toy_learner(loss_func=BCEWithLogitsLossFlat()); before = weights(learn)
+    learn = toy_learner(loss_func=MSELossFlat()); before = weights(learn)
     with pytest.raises(ValueError, match='softmax'): learn.fit(1, cbs=Calibrate())
     with pytest.raises(TypeError, match='type set'): toy_learner(model=learn.model).fit(1, cbs=Calibrate(dl=DataLoader([({1,2},0)]*4, bs=2, num_workers=0)))
     assert torch.equal(weights(learn), before)
@@ -732,7 +732,7 @@ def test_refinement_while_training(tmp_path):
     best = min(o[-1] for o in learn.recorder.values)
     same(refinement(z, y, logits=True), best); assert learn.recorder.metric_names[-2]=='refinement'
     assert learn.metrics[0].__getstate__()['seen']==[]
-    with pytest.raises(ValueError, match='softmax'): toy_learner(loss_func=BCEWithLogitsLossFlat(), metrics=RefinementMetric(), data=(toy_data()[0],F.one_hot(toy_data()[1], K).float()), valid=(toy_data(60)[0],F.one_hot(toy_data(60)[1], K).float())).validate()
+    with pytest.raises(ValueError, match='one class per image'): toy_learner(loss_func=BCEWithLogitsLossFlat(), metrics=RefinementMetric(), data=(toy_data()[0],F.one_hot(toy_data()[1], K).float()), valid=(toy_data(60)[0],F.one_hot(toy_data(60)[1], K).float())).validate()
 
 def test_mixed_precision():
     learn = with_test()

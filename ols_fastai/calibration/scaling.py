@@ -78,9 +78,14 @@ def _outputs(learn, dl, inner=False):
     "Logits and targets of a loader; `inner` within a fit, whose callbacks must not take it for one of their own"
     def of_the_fit(cb): return getattr(cb, 'remove_on_fetch', False) or isinstance(cb, MixedPrecision)
     removed = learn.cbs.filter(of_the_fit) if inner else []
+    findings = _activation(learn.loss_func)=='sigmoid'
     with learn.no_bar(), learn.removed_cbs(removed), each_alone(learn):
-        z,y = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False), act=noop, inner=inner)
-    return _check_finding_outputs(z, y) if _activation(learn.loss_func)=='sigmoid' else _check_outputs(z, y)
+        try: z,y = learn.get_preds(dl=dl.new(shuffle=False, drop_last=False), act=noop, inner=inner)
+        except ValueError as e:
+            if not findings or 'Target size' not in str(e): raise
+            raise ValueError("the loss takes a sigmoid of each finding, and these targets are one class per image: use "
+                             "a cross-entropy, whose probabilities are a softmax's") from e
+    return _check_finding_outputs(z, y) if findings else _check_outputs(z, y)
 
 # %% ../../nbs/56_calibration.scaling.ipynb #b88b3af9
 def _is_known(ds):
