@@ -108,7 +108,7 @@ def class_table(self:CalibrationInterpretation,
     "Each class judged on its own: sensitivity, specificity, PPV, AUROC, AUPRC, O/E, calibration intercept and slope"
     return class_table(self.preds, self.targs, self.vocab, threshold, self._patients(groups))
 
-# %% ../../nbs/64_calibration.one_class.ipynb #05f3df61
+# %% ../../nbs/64_calibration.one_class.ipynb #185711b6
 def plot_corp(
     preds, # (N,K) probabilities
     targs, # (N,) true classes
