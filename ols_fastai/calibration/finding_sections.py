@@ -18,7 +18,7 @@ from .classes import *
 from .interpretation import *
 from .one_class import *
 from .sections import *
-from .sections import _classes, _mistakes
+from .sections import _classes, _groups_of, _mistakes, _p_text
 from .scaled_sections import *
 
 # %% ../../nbs/68_calibration.finding_sections.ipynb #7a1d677f
@@ -63,8 +63,6 @@ def _measures(R):
                      'Brier: mean squared distance of the probability to 0 or 1',
                      'NLL: binary cross-entropy, in nats'])]
 
-def _p_text(p): return '–' if not np.isfinite(p) else '< 0.001' if p<.001 else f'{p:.3f}'
-
 def _tests_of(R, k, o):
     t = _finding_tests(R, o)
     t['text'] = [f"{number_text(r.z, 'points', True)} (p {_p_text(r.p_holm)})" for r in t.itertuples()]
@@ -84,7 +82,7 @@ def _furthest_off(R, n=4):
 
 def _finding_figure(R, k, name):
     o = first(R.runs.values())
-    return figure(lambda: o.plot_class(name, groups=False if R.patients is None else R.patients),
+    return figure(lambda: o.plot_class(name, groups=_groups_of(R)),
                   f'{k}, {name}: calibration curve, probability by outcome, decision curve, ROC and precision-recall',
                   f'{k}, {name}.', wide=True)
 
@@ -99,7 +97,7 @@ def _pictures(R):
 # %% ../../nbs/68_calibration.finding_sections.ipynb #f84c5829
 def _group_table(R, by, k, o):
     "Means over the findings for each value of a column, the largest group first"
-    t = o.table(by=by, groups=False if R.patients is None else R.patients)
+    t = o.table(by=by, groups=_groups_of(R))
     names = t.columns.get_level_values(0).unique()
     columns = {g: {m: interval_text(r, m) for m,r in t[g].iterrows()} for g in names}
     return table(pd.DataFrame(columns), f'{k}, by {by}', 'measure')

@@ -22,6 +22,7 @@ from .metrics import *
 from .resampling import *
 from .curves import *
 from .classes import *
+from .classes import _error
 
 # %% ../../nbs/61_calibration.interpretation.ipynb #5a9d4e2d
 _no_interval = ('Brier, calibration','Brier, refinement','class-wise ECE')
@@ -111,9 +112,9 @@ def calibration_table(
 # %% ../../nbs/61_calibration.interpretation.ipynb #c680316c
 def _mean_with_interval(x, codes, level):
     "Mean of (N,) losses, and its interval by group"
-    G,D = codes.max()+1,np.bincount(codes, x-x.mean())
+    G = codes.max()+1
     if G<2: return x.mean(),np.nan,np.nan
-    half = stats.t.ppf((1+level)/2, G-1)*np.sqrt((D**2).sum()*G/(G-1))/len(x)
+    half = stats.t.ppf((1+level)/2, G-1)*_error(x-x.mean(), codes)
     return x.mean(),max(0., x.mean()-half),x.mean()+half
 
 def findings_table(
@@ -126,7 +127,7 @@ def findings_table(
     are by patient where there are patients; `class_table` judges each finding"""
     p,y = check_findings(preds, targs)
     codes = group_codes(None if groups is None else patient_codes(groups, len(p)), len(p))
-    p_true = np.where(y==1, p, 1-p).clip(min=torch.finfo(torch.float32).tiny)
+    p_true = np.where(y==1, p, 1-p).clip(min=TINY)
     each = {'Brier, mean of the findings': ((p-y)**2).mean(1), 'NLL, mean of the findings': -np.log(p_true).mean(1)}
     losses = {k: _mean_with_interval(v, codes, level) for k,v in each.items()}
     macro = macro_table(preds, targs, groups=None if groups is None else codes, level=level).drop(columns='classes')
@@ -253,7 +254,7 @@ def from_preds(cls:CalibrationInterpretation,
     preds,targs = check_judged(preds, targs)
     if targs.ndim==2: p_true = torch.where(targs==1, preds, 1-preds).double()
     else: p_true = preds.gather(1, targs[:,None]).double()
-    losses = -p_true.clamp(min=torch.finfo(torch.float32).tiny).log().mean(1)
+    losses = -p_true.clamp(min=TINY).log().mean(1)
     return cls(None, None, losses, None, preds, targs, vocab, items, images)
 
 @patch
