@@ -110,20 +110,24 @@ def load_state_dict(self:CalibratedModel, state_dict, *args, **kwargs):
     return out
 
 # %% ../../nbs/55_calibration.calibrated.ipynb #de515b7f
+def _calibration_images(learn, dl, whose, before='', ids=None):
+    "What to say of the images of a loader that calibrated the network, or None; warns if few look like one by chance"
+    model = get_model(learn.model)
+    if not isinstance(model, CalibratedModel) or not len(model.used): return
+    same,much = shared_items(item_ids(dl) if ids is None else ids, model.used.cpu().numpy())
+    if not same.any(): return
+    found = f"{before}{int(same.sum())} of {whose} {len(same)} images, the first {item_name(dl, int(same.argmax()))},"
+    if much: return found
+    warnings.warn(f"{found} equal images that calibrated this network: by chance, or are they copies?")
+
 def check_not_calibrated_on(
     learn:Learner, # Calibrated or not
     dl:DataLoader, # On which it shall be judged
     what:str='this loader' # What to call it in the error
 ):
     "Raise `ValueError` if the learner's network was calibrated on images of `dl`; warn if few look like one by chance"
-    model = get_model(learn.model)
-    if not isinstance(model, CalibratedModel) or not len(model.used): return
-    same,much = shared_items(item_ids(dl), model.used.cpu().numpy())
-    if not same.any(): return
-    found = f"{what}: {int(same.sum())} of its {len(same)} images, the first {item_name(dl, int(same.argmax()))},"
-    if not much:
-        warnings.warn(f"{found} equal images that calibrated this network: by chance, or are they copies?")
-        return
+    found = _calibration_images(learn, dl, 'its', f'{what}: ')
+    if not found: return
     raise ValueError(f"{found} calibrated this network. Judged on them it would look better than it is: judge on "
                      "others, or calibrate on others with calibrate(learn, dl=...). "
                      "If they only look the same, allow it by forget_images(learn)")

@@ -6,7 +6,7 @@
 __all__ = ['SetPrediction', 'SetLearner', 'add_sets', 'remove_sets']
 
 # %% ../../nbs/70_calibration.clinic.ipynb #5295e872
-import hashlib, warnings
+import hashlib
 import numpy as np, pandas as pd
 from pathlib import PurePath
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from ..data.identity import *
 from ..data.identity import _values
 from .temperature import fit_scaling
 from .calibrated import *
+from .calibrated import _calibration_images
 from .scaling import _check_not_trained_on, _outputs
 from .conformal import *
 from .interpretation import patient_codes
@@ -112,14 +113,8 @@ def predict_table(self:SetLearner,
 # %% ../../nbs/70_calibration.clinic.ipynb #66b305d0
 def _check_not_scaled_on(learn, dl, ids):
     "Raise `ValueError` if the scaling was fitted to images of the loader; warn if few look like one by chance"
-    model = get_model(learn.model)
-    if not isinstance(model, CalibratedModel) or not len(model.used): return
-    same,much = shared_items(ids, model.used.cpu().numpy())
-    if not same.any(): return
-    found = f"{int(same.sum())} of these {len(same)} images, the first {item_name(dl, int(same.argmax()))},"
-    if not much:
-        warnings.warn(f"{found} equal images that calibrated this network: by chance, or are they copies?")
-        return
+    found = _calibration_images(learn, dl, 'these', ids=ids)
+    if not found: return
     raise ValueError(f"{found} calibrated this network, and sets made of them could hold the true class less often "
                      "than was asked. Give others, dl=; or halve=True, which calibrates again on half of them and "
                      "makes the sets of the others")
