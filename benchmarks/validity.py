@@ -1,15 +1,18 @@
 """How often the statements of ols_fastai.calibration hold: of simulated data sets, whose truth is known, the share in which a 95 % interval held the truth, a calibrated network stayed in its band or region,
 or a test at 5 % did not reject it.
 
-    nice python benchmarks/validity.py            # about 10 minutes on an idle core; writes benchmarks/validity.csv
-    nice python benchmarks/validity.py 50         # of 50 data sets each, which takes 2
+    nice python benchmarks/validity.py            # 400 data sets of each kind; writes benchmarks/validity.csv
+    nice python benchmarks/validity.py 50         # of 50 each
+
+The same command goes on where it was stopped: kinds that are done stand in validity.csv.part, which becomes validity.csv at the end.
 
 A data set has 600 images: `independent`, or of 60 patients with ten like images each, judged `by patient` or, to see what that is worth, `as independent`. Networks have 2, 14 or 165 classes and are calibrated by
 construction (labels are drawn from their probabilities), over-confident (logits times 1.4), or calibrated and saturated (fp32 softmax rounds to 0 and 1). `said` is the number of data sets with a statement: a class in fewer
 than 10 images, or patients, gets none. Bins, points of a curve and predicted classes count each on its own."""
-import csv, sys, warnings
+import sys, warnings
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
+from ols_fastai.core import with_versions, write_csv
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
 from ols_fastai.calibration.curves import *
@@ -69,6 +72,8 @@ def null_statements(p, t, groups, seed):
     out['CORP region'] = [bool(np.mean(within(r.low, r.frequency, r.high)))] if len(r)<2 else within(r.low, r.frequency, r.high)
     return out
 
+def images_text(like): return 'independent' if like==1 else '60 patients of 10 alike'
+
 def study(K, network, like, by, n_sets):
     "Rows of the table for one kind of data set. Single classes are judged on the over-confident network"
     truth,held = truths(K, network),{}
@@ -81,7 +86,7 @@ def study(K, network, like, by, n_sets):
             for name,o in null_statements(p, t, groups, seed).items(): held.setdefault(name, []).append(o)
     for name,o in held.items():
         share = np.mean([x for one in o for x in one])
-        yield dict(statement=name, K=K, network=network, images='independent' if like==1 else '60 patients of 10 alike',
+        yield dict(statement=name, K=K, network=network, images=images_text(like),
                    judged=by, held=round(float(share), 3), said=len(o), sets=n_sets)
 
 def kinds():
@@ -91,10 +96,16 @@ def kinds():
 
 def main(n_sets):
     torch.set_num_threads(1); warnings.filterwarnings('ignore')
-    with (here/'validity.csv').open('w', newline='') as f:
-        w = csv.DictWriter(f, 'statement K network images judged held said sets'.split()); w.writeheader()
-        for kind in kinds():
-            for r in study(*kind, n_sets): w.writerow(r); print(*r.values(), flush=True)
-            f.flush()
+    part = here/'validity.csv.part'
+    done = pd.read_csv(part).query('sets==@n_sets') if part.exists() else pd.DataFrame()
+    for kind in kinds():
+        of_kind = dict(zip(('K','network','images','judged'), (*kind[:2],images_text(kind[2]),kind[3])))
+        if len(done) and (done[list(of_kind)]==list(of_kind.values())).all(axis=1).any(): continue
+        rows = pd.DataFrame(study(*kind, n_sets))
+        print(rows.to_string(), flush=True)
+        done = pd.concat([done, rows])
+        write_csv(done, part)
+    write_csv(with_versions(done), here/'validity.csv')
+    part.unlink()
 
-if __name__=='__main__': main(int(sys.argv[1]) if len(sys.argv)>1 else 200)
+if __name__=='__main__': main(int(sys.argv[1]) if len(sys.argv)>1 else 400)
