@@ -385,3 +385,25 @@ def test_a_finding_is_tested_too():
 
 def test_certain_probabilities_have_no_test():
     assert calibration_test(torch.eye(3), torch.arange(3)).isna().all(axis=None)
+
+@pytest.mark.parametrize('multi_label', [False,True])
+def test_paired_differences_of_macro_means_are_those_of_the_bootstrap(multi_label):
+    rng = np.random.default_rng(3)
+    n,K,patients = 600,4,np.arange(600)//5
+    shared = rng.normal(size=(120,K)).repeat(5, 0)
+    z = 1.5*shared
+    if multi_label: y = (rng.random((n,K))<1/(1+np.exp(-z))).astype(int)
+    else: y = np.array([rng.choice(K, p=o) for o in np.exp(z)/np.exp(z).sum(1, keepdims=True)])
+    def preds(noise):
+        e = np.exp(z+noise*rng.normal(size=(120,K)).repeat(5, 0))
+        return e/(1+e) if multi_label else e/e.sum(1, keepdims=True)
+    a,b = preds(.3),preds(1.5)
+    d = macro_difference(a, b, y, groups=patients)
+    value = macro_table(a, y).value-macro_table(b, y).value
+    np.testing.assert_allclose(d.value, value, atol=1e-12)
+    rows = [np.concatenate([np.flatnonzero(patients==o) for o in rng.integers(120, size=120)]) for _ in range(300)]
+    draws = pd.DataFrame([macro_table(a[r], y[r]).value-macro_table(b[r], y[r]).value for r in rows])
+    half = (d.high-d.low)/2
+    np.testing.assert_allclose(half, 1.98*draws.std(), rtol=.15)
+    alone = macro_difference(a, b, y)
+    assert (alone.high-alone.low < d.high-d.low).all()  # images taken as independent

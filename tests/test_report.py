@@ -363,3 +363,15 @@ def test_a_part_that_fails_in_any_way_leaves_a_note():
     blocks = attempt('part', lambda: 1/0, missing) + attempt('other', lambda: [paragraph('fine'), None], missing)
     assert [o['text'] for o in blocks]==['Missing here: part: ZeroDivisionError: division by zero','fine'] and missing==['part: ZeroDivisionError: division by zero']
     with pytest.raises(KeyboardInterrupt): attempt('stopped', lambda: (_ for _ in ()).throw(KeyboardInterrupt()), missing)
+
+def test_what_takes_long_says_how_far_it_is(tmp_path, monkeypatch, capfd):
+    from ols_fastai.calibration import report
+    r = run(n=60)
+    one = {'net': (r['preds'],r['targs'])}
+    monkeypatch.setenv('FORCE_COLOR', '1')  # as in a terminal
+    calibration_report(one, tmp_path/'a.html', n=5)
+    assert not capfd.readouterr().err
+    monkeypatch.setattr(report, '_long', 360)
+    calibration_report(one, tmp_path/'a.html', n=5)
+    said = capfd.readouterr().err
+    assert 'Calibration report: ' in said and '100%' in said

@@ -18,7 +18,7 @@ from .classes import *
 from .interpretation import *
 from .one_class import *
 from .sections import *
-from .sections import _classes, _groups_of, _mistakes, _p_text
+from .sections import _classes, _differences, _groups_of, _mistakes, _p_text
 from .scaled_sections import *
 
 # %% ../../nbs/68_calibration.finding_sections.ipynb #7a1d677f
@@ -33,9 +33,11 @@ def _finding_tests(R, o):
 def _finding_verdict(R, name, o):
     auroc = findings_table(o.preds, o.targs, R.patients).loc['macro AUROC']
     off = _finding_tests(R, o).p_holm.groupby('finding', sort=False).min()
-    off = [k for k,v in off.items() if v<.05]
-    which = 'no finding is off beyond chance' if not off else f'off beyond chance: {", ".join(off)}'
-    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}'
+    off = [k for k,v in off.sort_values(kind='stable').items() if v<.05]
+    which = 'no finding is off beyond chance'
+    if off: which = f'{len(off)} of {len(o.vocab)} are off beyond chance: {", ".join(off[:6])}'
+    more = f' and {len(off)-6} more' if len(off)>6 else ''
+    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}{more}'
 
 @page_section('Summary', findings=True)
 def _summary(R):
@@ -63,6 +65,8 @@ def _measures(R):
                      'Brier: mean squared distance of the probability to 0 or 1',
                      'NLL: binary cross-entropy, in nats'])]
 
+page_section('Differences', findings=True)(_differences)
+
 def _tests_of(R, k, o):
     t = _finding_tests(R, o)
     t['text'] = [f"{number_text(r.z, 'points', True)} (p {_p_text(r.p_holm)})" for r in t.itertuples()]
@@ -71,7 +75,9 @@ def _tests_of(R, k, o):
 
 @page_section('One finding at a time', findings=True)
 def _each(R):
-    return [*_classes(R)[1:], *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
+    return [paragraph('Positive are the images with the finding; predicted positive those with a probability of one '
+                      'half or more.'),
+            *_classes(R)[1:], *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
             paragraph('z above 0: probabilities are too high, or too extreme. The first test sees only their mean.')]
 
 def _furthest_off(R, n=4):

@@ -11,6 +11,7 @@ from fastai.basics import *
 from scipy import stats
 from .metrics import *
 from .resampling import *
+from .classes import *
 from .interpretation import *
 from .interpretation import check_not_truth, has_interval
 
@@ -70,7 +71,12 @@ def difference_table(
     seed:int=0, # Of the resamples
     level:float=.95 # Of the intervals
 )->pd.DataFrame: # One row per measure that has an interval: `value` (of `one` minus that of `other`), `low`, `high`
-    "Paired differences of two networks. Raises `ValueError` if they were not judged on the same samples"
+    """Paired differences of two networks: by resamples, and of means over classes by `macro_difference`; of multi-label
+    networks by `findings_difference`. Raises `ValueError` if they were not judged on the same samples"""
+    check_same_samples(one.targs, other.targs)
+    if one.multi_label: return findings_difference(one.preds, other.preds, one.targs, groups, level)
     measures = calibration_measures(n_bins, len(one.vocab))
     some = {k: f for k,f in measures.items() if has_interval(k)}
-    return paired_bootstrap(some, one.stats, other.stats, groups=groups, n=n, seed=seed, level=level)
+    resampled = paired_bootstrap(some, one.stats, other.stats, groups=groups, n=n, seed=seed, level=level)
+    patients = None if groups is None else patient_codes(groups, len(one.targs))
+    return pd.concat([resampled, macro_difference(one.preds, other.preds, one.targs, groups=patients, level=level)])

@@ -184,6 +184,9 @@ td.text, th.text, tbody th { text-align: left; }
 td.text { white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; }
 tbody th { font-weight: 500; min-width: 6rem; }
 thead th { font-weight: 600; background: var(--tint); }
+table.dense td { white-space: normal; }
+table.dense { font-size: .8rem; }
+table.dense :is(th, td) { padding: .35rem .25rem; }
 thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: inherit;
   white-space: nowrap; cursor: pointer; }
 thead button::after { content: ' \\2195'; color: var(--soft); }
@@ -291,7 +294,7 @@ _blocks_html = """
 {% macro table(b) %}
 <figure class="table{% if b.rows|length>25 %} long{% endif %}"><figcaption>{{ b.caption }}</figcaption>
 <div {{ scroll(b.caption, 'scroll') }}>
-<table{% if b.sortable %} class="sortable"{% endif %}>
+<table class="{% if b.sortable %}sortable{% endif %}{% if b.columns|length>7 %} dense{% endif %}">
 <thead><tr><th scope="col" class="text">{{ b.index }}</th>
 {%- for c in b.columns %}<th scope="col"{% if c.text %} class="text"{% endif %}>{{ c.name }}</th>{% endfor -%}
 </tr></thead><tbody>

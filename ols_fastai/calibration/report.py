@@ -10,6 +10,8 @@ import numpy as np, pandas as pd
 from copy import copy
 from datetime import datetime, timezone
 from importlib.metadata import version
+from rich.console import Console
+from rich.progress import Progress
 from fastai.basics import *
 from ..core import atomic_write, package_versions
 from .page import *
@@ -273,10 +275,22 @@ def _limits(R, have):
         'If these images were looked at while choosing a network or its settings, it looks better here than it is.'])])
 
 # %% ../../nbs/69_calibration.report.ipynb #d9641f77
+_long = 10**6  # probabilities from which on a report takes so long that a bar shows how far it is
+
+def _made_sections(R):
+    "Title -> section, in the order of the page"
+    made,few = {},R.first.preds.numel()*len(R.runs)<_long
+    with Progress(console=Console(stderr=True), transient=True, disable=few) as progress:
+        task = progress.add_task('', total=len(R.sections))
+        for title in R.sections:
+            progress.update(task, description=f'Calibration report: {title}')
+            made[title] = make_section(R, title)
+            progress.advance(task)
+    return {title: o for title,o in made.items() if o}
+
 def _all_sections(R):
-    "In the order of the page; what is missing is named at the top"
-    made = {title: make_section(R, title) for title in R.sections}
-    made = {title: o for title,o in made.items() if o}
+    "What is missing is named at the top"
+    made = _made_sections(R)
     if R.missing:
         note = [paragraph('Parts of this report are missing, and why:', 'note'), bullets(R.missing)]
         made['Summary']['blocks'][1:1] = note

@@ -224,7 +224,7 @@ def _differences(R):
     notes = attempt_each(R, f'minus {name}', add, others)
     if not columns: return notes
     text = pd.DataFrame(columns)
-    return [paragraph(f'Each network minus {name}, judged on the same resamples, so that what is hard for '
+    return [paragraph(f'Each network minus {name}, judged on the same images, so that what is hard for '
                       'both cancels out. * marks an interval that does not hold 0, not corrected for the '
                       'number of comparisons.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals', 'measure')]
@@ -326,7 +326,7 @@ def _short_interval(row, name):
     "A value with its interval, two decimals"
     v,low,high = row[name],row[f'{name}_low'],row[f'{name}_high']
     if not np.isfinite(v): return '–'
-    text = f'{v:.2f}' if not np.isfinite(low+high) else f'{v:.2f} ({low:.2f} to {high:.2f})'
+    text = f'{v:.2f}' if not np.isfinite(low+high) else f'{v:.2f} ({low:.2f}\xa0to\xa0{high:.2f})'
     return text.replace('-', '\N{MINUS SIGN}')
 
 def _class_rows(R, k, o):
@@ -343,7 +343,8 @@ def _class_rows(R, k, o):
 def _classes(R):
     shown = R.drawn if len(R.vocab)<=30 else dict(list(R.drawn.items())[:2])
     rest = '' if len(shown)==len(R.runs) else f' Of {len(R.runs)} networks the first {len(shown)} are shown.'
-    return [paragraph(f'A class is predicted where it is the most probable one.{rest}'),
+    return [paragraph(f'Positive are the images of the class; predicted positive those of which it is the most probable '
+                      f'class.{rest}'),
             *attempt_each(R, 'class by class', partial(_class_rows, R), shown),
             bullets(f'{k}: {CLASS_MEASURES[k]}' for k in _shown)]
 
