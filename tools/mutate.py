@@ -57,7 +57,8 @@ class Seen:
         out,failed = pytest_run(folder, [test_file(name)], '--durations=0', '-vv', before=before)
         if failed: sys.exit(f'the tests fail before anything is broken: {failed}')
         self.seconds,self.data = defaultdict(float),CoverageData(data)
-        for s,test in re.findall(r'^([\d.]+)s \w+ +(?:\S*/)?(\S+?)(?:\[.*)?$', out, re.M): self.seconds[test] += float(s)
+        phases = re.findall(r'^([\d.]+)s \w+ +(?:\S*/)?(\S+?)(?:\[.*)?$', out, re.M)  # set-up, call, tear-down
+        for s,test in phases: self.seconds[test] += float(s)
         self.data.read()
 
     def running(self, fn, lines):
@@ -86,7 +87,7 @@ def notices(m, folder, seen):
     "Tests that fail with the line broken"
     fn,text,new = broken(m, folder)
     lines = broken_lines(text, text.index(m.old), m.old)
-    quickest = sorted(t for o in m.tests for t in seen[o].running(fn, lines))[:12]
+    quickest = sorted(t for o in m.tests for t in seen[o].running(fn, lines))
     fn.write_text(new, encoding='utf8')
     try:
         failed = pytest_run(folder, [name for _,name in quickest], '-x')[1] if quickest else []

@@ -86,7 +86,8 @@ def table(
     "A table"
     rows = [[_cell(o) for o in row] for row in df.itertuples(index=False)]
     columns = [dict(name=readable(name), text=_is_text(cells)) for name,cells in zip(df.columns, zip(*rows))]
-    return dict(kind='table', caption=readable(caption), index=index, columns=columns, sortable=sortable,
+    css = ' '.join(['sortable']*sortable + ['dense']*(len(columns)>7))
+    return dict(kind='table', caption=readable(caption), index=index, columns=columns, sortable=sortable, css=css,
                 rows=list(zip(map(readable, df.index), rows)))
 
 # %% ../../nbs/58_calibration.page.ipynb #3916e198
@@ -294,7 +295,7 @@ _blocks_html = """
 {% macro table(b) %}
 <figure class="table{% if b.rows|length>25 %} long{% endif %}"><figcaption>{{ b.caption }}</figcaption>
 <div {{ scroll(b.caption, 'scroll') }}>
-<table class="{% if b.sortable %}sortable{% endif %}{% if b.columns|length>7 %} dense{% endif %}">
+<table{% if b.css %} class="{{ b.css }}"{% endif %}>
 <thead><tr><th scope="col" class="text">{{ b.index }}</th>
 {%- for c in b.columns %}<th scope="col"{% if c.text %} class="text"{% endif %}>{{ c.name }}</th>{% endfor -%}
 </tr></thead><tbody>

@@ -90,13 +90,13 @@ def make_section(
 def number_text(
     v:float, # The number
     name:str='', # Of the measure: one in per cent or points has one decimal, others three
-    sign:bool=False # Also a plus?
+    sign:bool=False # Also a plus, and the sign of what is rounded to 0?
 )->str:
     "A number as text, with a real minus sign; '–' for what is not known"
     if not np.isfinite(v): return '–'
     digits = 1 if '%' in name or 'points' in name else 3
     s = f"{v:{'+' if sign else ''}.{digits}f}"
-    if float(s)==0: s = s.lstrip('+-')
+    if float(s)==0 and not (sign and v): s = s.lstrip('+-')
     return s.replace('-', '\N{MINUS SIGN}')
 
 def interval_text(
