@@ -92,10 +92,10 @@ def _logistic(X, offset, y, steps=60):
         b,best = b+step,now
     return None
 
-def _wald(fit, i, codes, grouped, level):
-    "Coefficient `i` with its interval, from the inverse Hessian, with groups from the sandwich of the scores"
+def _wald(fit, i, codes, sandwich, level):
+    "Coefficient `i` with its interval, from the inverse Hessian or from the sandwich of the scores"
     b,cov,scores = fit
-    if grouped:
+    if sandwich:
         D = np.stack([np.bincount(codes, o) for o in scores.T], 1)
         cov = cov@(D.T@D)@cov
     half = stats.norm.ppf((1+level)/2)*cov[i,i]**.5
@@ -115,7 +115,8 @@ def _calibration(p, y, codes, grouped, level, top):
     l,one = _logit(p, top),np.ones((len(p),1))
     out = dict.fromkeys(('intercept','slope'), (np.nan,)*3)
     out['O/E'] = ratio*np.exp(np.array([0,-1,1])*q*error/ratio)
-    if (fit := _logistic(one, l, y)): out['intercept'] = _wald(fit, 0, codes, grouped, level)
+    # a network whose slope is not 1 contradicts this model, whose inverse Hessian is then too small
+    if (fit := _logistic(one, l, y)): out['intercept'] = _wald(fit, 0, codes, True, level)
     if _separated(l, y): return out,'separated: no slope'
     fit = _logistic(np.concatenate([one,l[:,None]], 1), l, y)
     if fit is None: return out,'no slope: the regression does not converge'
@@ -206,7 +207,8 @@ def class_table(
     level:float=.95 # Of the intervals
 )->pd.DataFrame: # One row per class: `CLASS_MEASURES`, `_low` and `_high` ends of their intervals, and a `note`
     """Each class judged on its own, as STRATOS asks (Van Calster et al. 2019). Shares have Wilson's interval, AUROC and
-    AUPRC one on the logit scale, O/E on the log scale, intercept and slope Wald's. With groups all are by group.
+    AUPRC one on the logit scale, O/E on the log scale, intercept (by the sandwich) and slope
+    Wald's. With groups all are by group.
     A class in fewer than 10 images, or groups, has no interval but those of shares, and no intercept or slope; one that
     is told apart without a mistake has no slope. `note` says so"""
     columns = _Columns(preds, targs, threshold)

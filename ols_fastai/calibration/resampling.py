@@ -156,12 +156,21 @@ def _difference_limits(metrics, value):
         if isinstance(m, Measure): high[name] = m.scale*(m.limits[1]-m.limits[0])
     return -high,high
 
-def _intervals(draws, value, level):
-    "Percentiles of the draws, moved by the value minus the draws' mean. NaNs among the draws are left out"
+def _widened(codes, level):
+    "Factor for percentiles of few groups, whose draws vary too little (Hesterberg 2015, section 3.3)"
+    if codes is None or codes.max()+1==len(codes): return 1.
+    G = codes.max()+1
+    tail = (1+level)/2
+    return stats.t.ppf(tail, G-1)/stats.norm.ppf(tail)*(G/(G-1))**.5
+
+def _intervals(draws, value, level, codes):
+    """Percentiles of the draws, moved by the value minus the draws' mean, for groups widened. NaNs among the draws are
+    left out"""
     draws = np.ascontiguousarray(draws)
     with warnings.catch_warnings():  # what is NaN in every draw, such as the AUROC without a mistake
         warnings.simplefilter('ignore', RuntimeWarning)
-        ends = np.nanquantile(draws, [(1-level)/2,(1+level)/2], axis=0) - np.nanmean(draws, axis=0) + value.values
+        ends = np.nanquantile(draws, [(1-level)/2,(1+level)/2], axis=0) - np.nanmean(draws, axis=0)
+    ends = ends*_widened(codes, level) + value.values
     return pd.Series(ends[0], value.index),pd.Series(ends[1], value.index)
 
 def _before_root(m): return partial(m.square, **m.settings) if getattr(m, 'square', None) else m
@@ -179,12 +188,13 @@ def bootstrap(
     """Bootstrap intervals by sample or by group: percentiles of the draws (Efron & Tibshirani 1993), moved by the value
     minus the draws' mean. For a mean that is nothing; the ECE and related measures grow with noise, and a draw has it
     twice. What noise the value itself has stays: near perfect calibration their intervals are too high. `debiased_ce`
-    is drawn before its root. Shares, such as the accuracy, get `proportion_interval`. NaNs of draws are left out"""
+    is drawn before its root. Shares, such as the accuracy, get `proportion_interval`. NaNs of draws are left out. Of
+    few groups, intervals are widened as Student's quantile is wider than the normal one"""
     metrics,s = _named(metrics),grouped_stats(preds, targs, groups)
     drawn = {name: _before_root(m) for name,m in metrics.items()}
     value = pd.Series(_evaluate(drawn, s), dtype=float)
     draws = pd.DataFrame([_evaluate(drawn, one) for one, in _resamples([s], groups, n, seed)])
-    low,high = _intervals(draws, value, level)
+    low,high = _intervals(draws, value, level, s.groups)
     lowest,highest = _limits(metrics, value, draws)
     out = pd.DataFrame(dict(value=value, low=low.clip(lower=lowest), high=high.clip(upper=highest)))
     for name,m in metrics.items():
@@ -231,7 +241,7 @@ def paired_bootstrap(
         return {name: a[name]-b[name] for name in a}
     value = pd.Series(difference(a, b), dtype=float)
     draws = pd.DataFrame([difference(*both) for both in _resamples([a,b], groups, n, seed)])
-    low,high = _intervals(draws, value, level)
+    low,high = _intervals(draws, value, level, a.groups)
     lowest,highest = _difference_limits(metrics, value)
     return pd.DataFrame(dict(value=value, low=low.clip(lower=lowest), high=high.clip(upper=highest)))
 
