@@ -12,8 +12,12 @@ import validity
 pytestmark = pytest.mark.validity
 
 def not_claimed(r):
-    "The ECE is not 0 for a calibrated network, so that its interval can't hold; like images taken as independent are there to show that they are not"
-    return r['statement']=='interval: ece' or r['judged']=='as independent' and r['images']!='independent'
+    """The ECE is not 0 for a calibrated network, so that its interval can't hold; like images taken as independent are
+    there to show that they are not; of 60 patients the saturated network is wrong about one or two, and the report
+    says what its figures are worth then"""
+    few_mistakes = r['network']=='saturated' and r['images']!='independent'
+    like_images = r['judged']=='as independent' and r['images']!='independent'
+    return r['statement']=='interval: ece' or like_images or few_mistakes
 
 @pytest.mark.parametrize('kind', list(validity.kinds()), ids=lambda o: ' '.join(map(str, o)))
 def test_statements_hold_as_often_as_they_say(kind):
