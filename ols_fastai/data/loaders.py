@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import WeightedRandomSampler, get_worker_info
 from fastai.vision.all import CategoryBlock, DataBlock, DataLoaders, L, Tensor, TfmdDL, ToTensor, Transform
+from fastai.vision.all import delegates, first
 from .images import *
 from .tables import *
 from .splits import *
@@ -112,9 +113,9 @@ class RowLabel(Transform):
     def encodes(self, o): return o['label']
 
 # %% ../../nbs/20_data.loaders.ipynb #f57a6608
-class TableDL(TfmdDL):
+class TableDL(ImageDL):
     "A loader of `TableItems`"
-    _epoch,_drawing = None,()
+    _epoch,_drawing,_unique = None,(),False
 
     def get_idxs(self):
         idxs = np.arange(self.n)
@@ -128,7 +129,8 @@ class TableDL(TfmdDL):
         super().before_iter()
         coming = random.Random()
         coming.setstate(self.rng.getstate())   # a copy: the order of the epoch stays what it is
-        self._epoch,self._drawing = coming.getrandbits(64),_generators_of(self.after_item.fs)
+        self._epoch = None if self._unique else coming.getrandbits(64)
+        self._drawing = _generators_of(self.after_item.fs)
         bad = self._bad()
         if bad is not None: bad[bad==1] = 2
 
@@ -137,6 +139,17 @@ class TableDL(TfmdDL):
     ):
         if self._epoch is None: return super().do_item(i)
         with _drawn_by(_make_key(self._epoch, i), self._drawing): return super().do_item(i)
+
+    @delegates(TfmdDL.show_batch)
+    def show_batch(self,
+        *args,
+        unique:bool=False, # Show one image as often as there is room, each time with other transforms?
+        **kwargs
+    ):
+        "Show images of a batch with their labels"
+        self._unique = unique   # what is drawn for one image of an epoch would be the same each time
+        try: return super().show_batch(*args, unique=unique, **kwargs)
+        finally: self._unique = False
 
     def _bad(self):
         "The marks of training images that could not be read; None for another loader"
@@ -172,25 +185,40 @@ class BalancedDL(TableDL):
         return np.fromiter(WeightedRandomSampler(weights, self.n, generator=generator), np.int64, self.n)
 
 # %% ../../nbs/20_data.loaders.ipynb #78100b9c
+def _with_resize(item_tfms, size, crop, flip):
+    "Item transforms, with a resize of ours unless one of them has a size"
+    tfms = L(item_tfms)
+    sizing = first(o for o in tfms if hasattr(o, 'size') or hasattr(o, 'max_sz'))
+    if sizing is None: return [*tfms, CVResize(224 if size is None else size, crop, flip)]
+    given = first(k for k,is_given in dict(size=size is not None, crop=crop<1, flip=flip).items() if is_given)
+    if given is None: return tfms
+    name = type(sizing).__name__
+    raise ValueError(f"{given} can't be had with {name} in item_tfms, which takes the place of our own resize: "
+                     f"leave out {given} or {name}")
+
 def image_block(
     df:pd.DataFrame, # With the columns `filename`, `label` and `split`
     root:str|Path, # Folder that the file names are relative to, or the data set's own folder inside it
-    size:int|tuple=224, # Side of the images in pixels, or (height, width)
+    size:int|tuple|None=None, # Side of the images in pixels, or (height, width); default: 224, or what item_tfms make
     crop:float=1., # Smallest share of the height and width that a random training window keeps, in (0, 1]; 1 is off
     flip:bool=False, # Mirror every other training image, left to right? Changes laterality
+    item_tfms:list|Transform|None=None, # fastai's or your own, of single images; one with a size replaces ours
+    batch_tfms:list|Transform|None=None, # Of batches, such as `aug_transforms(do_flip=False)`
+    channels:int=3, # Of the network: 3, or 1, for which colour images become grey
     on_error:str='raise', # When an image can't be read: 'raise', or in training 'replace' it by one of its class
     balanced:bool=False, # Draw all classes equally often in training?
     stats:tuple=inception_stats, # Means and standard deviations of the channels, on [0, 1]
     window:tuple|None=None, # (centre, width) of the values to show, for 16 bit and DICOM
     min_side:int|None=None # Decode large JPEGs at 1/2, 1/4 or 1/8, as long as their shorter side keeps so many pixels
 )->DataBlock: # Call its `dataloaders(df)`
-    "The `DataBlock` of a table of images"
+    "The `DataBlock` of a table of images. Raises `ValueError` where `size`, `crop` or `flip` contradict `item_tfms`"
     vocab = sorted(spell_labels(df)[split_codes(df)==0].unique().tolist())
-    image = CVImageBlock(stats, window, min_side)
+    image = CVImageBlock(stats, window, min_side, channels)
     image.type_tfms = L(ReadRow(find_root(df, root, check_files=False), list(image.type_tfms), on_error))
     return TableBlock(blocks=(image, CategoryBlock(vocab=vocab, sort=False)),
                       get_items=partial(TableItems.create, watch=on_error=='replace'), get_y=RowLabel(),
-                      item_tfms=CVResize(size, crop, flip), dl_type=BalancedDL if balanced else TableDL)
+                      item_tfms=_with_resize(item_tfms, size, crop, flip), batch_tfms=batch_tfms,
+                      dl_type=BalancedDL if balanced else TableDL)
 
 # %% ../../nbs/20_data.loaders.ipynb #68b9b7e6
 def _sample_training(df, n, seed):
@@ -214,9 +242,12 @@ def image_dls(
     allow_overlap:str|tuple=(), # 'file' and 'patient': what may be in two splits after all
     encoding:str='utf-8', # Text encoding of the lists: 'cp1252' for Windows, 'utf-16'
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
-    size:int|tuple=224, # Side of the images in pixels, or (height, width)
+    size:int|tuple|None=None, # Side of the images in pixels, or (height, width); default: 224, or what item_tfms make
     crop:float=1., # Smallest share of the height and width that a random training window keeps, in (0, 1]; 1 is off
     flip:bool=False, # Mirror every other training image, left to right? Changes laterality
+    item_tfms:list|Transform|None=None, # fastai's or your own, of single images; one with a size replaces ours
+    batch_tfms:list|Transform|None=None, # Of batches, such as `aug_transforms(do_flip=False)`
+    channels:int=3, # Of the network: 3, or 1, for which colour images become grey
     on_error:str='raise', # When an image can't be read: 'raise', or in training 'replace' it by one of its class
     balanced:bool=False, # Draw all classes equally often in training?
     stats:tuple=inception_stats, # Means and standard deviations of the channels, on [0, 1]
@@ -232,7 +263,8 @@ def image_dls(
     if n<bs:
         raise ValueError(f"{n} training images are fewer than a batch of {bs}: nothing would be trained. "
                          "Give a smaller bs")
-    block = image_block(df, base, size, crop, flip, on_error, balanced, stats, window, min_side)
+    block = image_block(df, base, size, crop, flip, item_tfms, batch_tfms, channels, on_error, balanced, stats, window,
+                        min_side)
     dls = block.dataloaders(df, bs=bs, num_workers=num_workers, device=device)
     dls.counts = sample_counts(all_train, df[df['split']=='train'])
     return dls
