@@ -257,6 +257,7 @@ def compare(
     seeds:int=1, # Runs of each method
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
     patient:str|None='patient', # Column of patients, none of whom may be in two splits, if there is such a column
+    patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     n_bins:int=15, # Bins of the ECE
     num_workers:int|None=None, # Processes that read images; default: one per core
@@ -268,7 +269,8 @@ def compare(
     Warns of runs that have failed, and raises `ValueError` if all have"""
     c = Comparison(out, methods, seeds, Settings(**kwargs))
     check_bins(n_bins)
-    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
+    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
+                              patient_from=patient_from))
     results = c.train(n_bins, num_workers, console or Console(stderr=True, quiet=rank_distrib()>0))
     for o in c.failed.values(): warnings.warn(o)
     return results
@@ -331,6 +333,7 @@ def plan_comparison(
     seeds:int=1, # Runs of each method
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`
     patient:str|None='patient', # Column of patients, none of whom may be in two splits
+    patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     batches:int=3, # To train for the estimate
     num_workers:int|None=None, # Processes that read images; default: one per core
@@ -338,7 +341,8 @@ def plan_comparison(
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
     "What `compare` with the same arguments would do"
     c = Comparison(out, methods, seeds, Settings(**kwargs))
-    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
+    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
+                              patient_from=patient_from))
     return first_process(c.plan, batches, num_workers)
 
 # %% ../../nbs/85_compare.comparison.ipynb #db28d1de
