@@ -16,6 +16,7 @@ from fastai.vision.all import (CategoryBlock, ClassificationInterpretation, Data
 from fastai.vision.all import FlipItem, MixUp, RandomErasing, RandomResizedCrop, load_learner
 from fastai.callback.progress import ProgressCallback
 from ols_fastai.data.images import *
+from ols_fastai.data.transforms import *
 
 def noise(shape=(24,20), depth=np.uint8): return np.random.default_rng(0).integers(0, np.iinfo(depth).max+1, shape, dtype=depth)
 def encoded(ext, depth=np.uint8, shape=(24,20), args=()): return cv2.imencode(ext, noise(shape, depth), args)[1].tobytes()

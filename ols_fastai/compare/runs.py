@@ -15,7 +15,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.distributed import DistributedDL
 from fastai.metrics import ActivationType
 from ..core import *
-from ..data.images import *
+from ..data.transforms import *
 from ..data.loaders import *
 from ..train.methods import *
 from ..train.models import *
