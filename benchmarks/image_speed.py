@@ -18,7 +18,7 @@ from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, parent_label
 from fastai.vision.all import Flip, Normalize, Resize, imagenet_stats
 from common import here
 from ols_fastai.core import package_versions, write_csv
-from ols_fastai.data.images import CVImageBlock, CVResize
+from ols_fastai.data.transforms import CVImageBlock, CVResize
 
 size,bs,n_files,n_images,rounds = 224,64,32,256,3
 flags = cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR

@@ -81,6 +81,16 @@ def test_augmentation_goes_on_where_it_was_stopped(data, tmp_path, kill_at):
     with pytest.raises(ValueError, match='augment was True and is now None'):
         small(data, tmp_path/'whole', methods=['hard'], epochs=3, crop=.8, flip=True, channels=1)
 
+def test_threads_change_no_run(data, tmp_path):
+    "With none, with two, and killed with one and resumed with four"
+    def env(n): return dict(METHODS='ols', SETTINGS=json.dumps(dict(num_workers=n, flip=True)))
+    for n in (0,2):
+        r = run(data, tmp_path/str(n), **env(n)); assert r.returncode==0, r.stderr
+    r = run(data, tmp_path/'killed', 5, **env(1)); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run(data, tmp_path/'killed', **env(4)); assert r.returncode==0, r.stderr
+    want,*others = (load_tensors(tmp_path/o/'models/ols-0.safetensors')[0] for o in ('0','2','killed'))
+    for o in others: assert all(torch.equal(o[k], want[k]) for k in want)
+
 def test_a_damaged_or_foreign_unfinished_run_is_named(data, whole, tmp_path):
     args = dict(epochs=3, crop=.8)
     r = run(data, tmp_path, 5); assert r.returncode==-signal.SIGKILL, r.stderr

@@ -92,7 +92,9 @@ class CVImage(np.ndarray):
         else:
             try: a = _from_memory(o, kwargs.get('window'))
             except _Unreadable as e: raise ValueError(f"an image in memory {e}") from e
-        return np.require(cls._planes(a), requirements='CW').view(cls)  # torch wants to be able to write
+        a = cls._planes(a)
+        if not (a.flags.c_contiguous and a.flags.writeable): a = a.copy()  # torch wants to be able to write
+        return a.view(cls)
 
     @staticmethod
     def _planes(a): return a

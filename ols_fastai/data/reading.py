@@ -204,15 +204,18 @@ class BatchReader:
 @patch
 def _image(self:BatchReader, i):
     "An image at its size"
-    key = _make_key(self.epoch, i)
-    with _drawn_by(key, ()): a = self.reader.read(L.__getitem__(self.images, i))
+    items = self.images.items
+    key = _here.key = _make_key(self.epoch, i)
+    a = self.reader.read(items[i] if isinstance(items, TableItems) else L.__getitem__(self.images, i))
     rng = random.Random(key) if self.draws else None
     for o in self.resizes: a = o.apply(a, *o.draw(self.split_idx, rng))
     return np.asarray(a)
 
 @patch
 def _fill(self:BatchReader, batch, rows, ks):
-    for k in ks: batch.put(k, self._image(rows[k]))
+    try:
+        for k in ks: batch.put(k, self._image(rows[k]))
+    finally: _here.key = None
 
 @patch
 def _categories(self:BatchReader, tl, table, rows):
