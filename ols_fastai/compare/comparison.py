@@ -233,7 +233,7 @@ _columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
 @patch
 def train(self:Comparison,
     n_bins:int, # Bins of the ECE
-    num_workers:int|None, # Processes that read images
+    num_workers:int|None, # Threads that read images
     console:Console # Where progress is shown
 )->pd.DataFrame: # Two rows per run
     "The table of all runs, those that are not there trained. What fails is in `failed`; raises `RunFailed` if all do"
@@ -260,7 +260,7 @@ def compare(
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     n_bins:int=15, # Bins of the ECE
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     console:Console|None=None, # rich's `Console`, where progress is shown; default: stderr
     **kwargs
 )->pd.DataFrame: # Two rows per run, as trained and after temperature scaling; also in `out/results.csv`
@@ -309,7 +309,7 @@ def _estimate(learn, epochs, seconds_per_batch):
 @patch
 def plan(self:Comparison,
     batches:int, # To train for the estimate
-    num_workers:int|None # Processes that read images
+    num_workers:int|None # Threads that read images
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`
     "Runs, those to do, and estimates of what they take"
     todo = [o for o in self.runs if not run_file(self.out, 'runs', *o).exists()]
@@ -336,7 +336,7 @@ def plan_comparison(
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     batches:int=3, # To train for the estimate
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     **kwargs
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
     "What `compare` with the same arguments would do"

@@ -49,7 +49,7 @@ def make_learner(
     seed:int, # Of the sample of training images
     lists:dict, # Images: arguments of `image_dls`
     settings:Settings, # How to train
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     baseline:Learner|None=None # Trained with hard labels, for methods that need one
 )->tuple: # The learner, and its method's callback or None
     "The learner of a run, with the random state as it is"
@@ -295,7 +295,7 @@ def train_run(
     unfinished:Path, # File to keep the run in after each epoch, and to resume it from
     made_with:dict|None=None, # Everything that determines the run; what another left unfinished is refused
     progress=None, # rich's `Progress`, to show a bar on
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     baseline:Learner|None=None # Trained with hard labels, for methods that need one
 )->tuple: # The learner; a dictionary of tensors; a dictionary of `seconds` and `history`
     """Train one network, and predict the validation and the test images.
