@@ -1,15 +1,20 @@
 """Images per second from files on disk to a normalised, augmented batch on a CPU: ours, fastai's default,
-torchvision's, and the limit.
+torchvision's, spdl's, and the limit.
 
-    python benchmarks/image_speed.py  # 15 minutes beside other programs; writes benchmarks/image_speed.csv
+    python benchmarks/image_speed.py  # 25 minutes beside other programs; writes benchmarks/image_speed.csv
 
 Files are made up (smooth shapes and noise), of 224 and 512 pixels, PNG and JPEG, grey and in colour; batches of 64
-at 224 x 224, mirrored at random. One epoch is one measurement, the start of its worker processes included. The ways
-take turns, and ratios are taken within a turn; medians over the turns. On a machine that others use too the CPU
-seconds of all processes are the steadier measure; both are written down. `limit` is `cv2.imread` and `cv2.resize`
-with the interpolation that ours takes, in as many processes, and nothing else: no batch, no floats.
+at 224 x 224, mirrored at random. One epoch is one measurement, the start of threads and worker processes included.
+`workers` are threads of ours, of `limit` and of spdl, and processes of fastai and torchvision. The ways take turns,
+and ratios are taken within a turn; medians over the turns. On a machine that others use too the CPU seconds of all
+processes are the steadier measure; both are written down, with the machine's load at the time. `limit` is `cv2.imread`
+and `cv2.resize` with the interpolation that ours takes, in as many threads, 16 files a task, and nothing else: no
+batch, no floats. `ours, 1 channel` is for networks that take grey images as they are. `ours, a task an image` shows
+what the hand-over between threads costs. `spdl` is spdl-core's pipeline as its documentation has it, a stage for each
+image; it is left out where spdl-core is not installed.
 """
-import itertools, multiprocessing, resource, statistics, tempfile, time
+import itertools, os, resource, statistics, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, PIL, torch, torchvision
@@ -18,9 +23,12 @@ from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, parent_label
 from fastai.vision.all import Flip, Normalize, Resize, imagenet_stats
 from common import here
 from ols_fastai.core import package_versions, write_csv
-from ols_fastai.data.images import CVImageBlock, CVResize
+from ols_fastai.data.loaders import image_dls
+from ols_fastai.data.reading import BatchReader
+try: from spdl.pipeline import PipelineBuilder
+except ImportError: PipelineBuilder = None
 
-size,bs,n_files,n_images,rounds = 224,64,32,256,3
+size,bs,n_files,n_images,rounds = 224,64,32,256,5
 flags = cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR
 
 def shapes(rng, side):
@@ -61,15 +69,40 @@ def bare(fns):
 
 def limit(fns, workers):
     if not workers: return bare(fns)
-    with multiprocessing.get_context('fork').Pool(workers, cv2.setNumThreads, (0,)) as pool:
-        pool.map(bare, [fns[i:i+bs] for i in range(0, len(fns), bs)], chunksize=1)
-        pool.close()
-        pool.join()
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(bare, [fns[i:i+16] for i in range(0, len(fns), 16)]))
+
+def our_dl(fns, workers, **kwargs):
+    root = fns[0].parent.parent
+    rows = [(o.relative_to(root).as_posix(),o.parent.name,'train') for o in fns]
+    rows += [(*o[:2],'valid') for o in rows[:2]]
+    df = pd.DataFrame(rows, columns=['filename','label','split'])
+    same = dict(flip=True, bs=bs, num_workers=workers, device='cpu', allow_overlap='file', check_files=False)
+    return image_dls(df, root=root, **same, **kwargs).train
+
+def a_task_an_image(dl):
+    kept,BatchReader._images_each = BatchReader._images_each,lambda self, n: 1
+    try: epoch(dl)
+    finally: BatchReader._images_each = kept
+
+def read_resized(fn):
+    a = cv2.imread(str(fn), flags)
+    return cv2.resize(a, (size,size), interpolation=cv2.INTER_AREA)
+
+def collate(images):
+    x = torch.from_numpy(np.stack(images))
+    x = x.permute(0, 3, 1, 2) if x.ndim==4 else x[:,None].expand(-1, 3, -1, -1)
+    return x.float().div_(255).sub_(.5).div_(.5)
+
+def spdl_epoch(fns, workers):
+    builder = PipelineBuilder().add_source(fns).pipe(read_resized, concurrency=max(1, workers)).aggregate(bs)
+    pipeline = builder.pipe(collate).add_sink(2).build(num_threads=max(1, workers)+1)
+    with pipeline.auto_stop():
+        assert sum(len(x) for x in pipeline)==len(fns)
 
 def epoch(dl):
     n = 0
     for x,_ in dl:
-        assert x.shape[1:]==(3,size,size) and x.dtype==torch.float32
+        assert x.shape[2:]==(size,size) and x.dtype==torch.float32
         n += len(x)
     assert n>=n_images-bs
 
@@ -80,14 +113,17 @@ def cpu():
 
 def all_ways(fns, side, ext, workers):
     "way -> function that reads all images once"
-    def ours(**kwargs): return fastai_dls(CVImageBlock(**kwargs), fns, workers, item_tfms=CVResize(size, flip=True))
     fastais = dict(item_tfms=Resize(size), batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)])
     plain = dict(batch_size=bs, shuffle=True, drop_last=True, num_workers=workers)
-    dls = {'ours': ours(),
+    dls = {'ours': our_dl(fns, workers),
+           'ours, 1 channel': our_dl(fns, workers, channels=1),
            'fastai': fastai_dls(ImageBlock, fns, workers, **fastais),
            'torchvision': torch.utils.data.DataLoader(Files(fns), **plain)}
-    if ext=='jpg' and side>=2*size: dls['ours, min_side'] = ours(min_side=size)
-    return {'limit': partial(limit, fns, workers), **{k: partial(epoch, o) for k,o in dls.items()}}
+    if ext=='jpg' and side>=2*size: dls['ours, min_side'] = our_dl(fns, workers, min_side=size)
+    ways = {'limit': partial(limit, fns, workers), **{k: partial(epoch, o) for k,o in dls.items()}}
+    if workers: ways['ours, a task an image'] = partial(a_task_an_image, dls['ours'])
+    if PipelineBuilder: ways['spdl'] = partial(spdl_epoch, fns, workers)
+    return ways
 
 def timed(f):
     "Seconds and CPU seconds of an image"
@@ -122,8 +158,9 @@ def main():
         kinds = list(itertools.product((1,3), (224,512), ('png','jpg')))
         files = {(c,side,ext): make_files(Path(tmp)/f'{side}{ext}{c}', side, ext, c==3) for c,side,ext in kinds}
         for channels,workers,side,ext in itertools.product((1,3), (0,2), (224,512), ('png','jpg')):
+            load = os.getloadavg()[0]
             times = measure(files[channels,side,ext], side, ext, workers)
-            out += rows(times, source=side, format=ext, channels=channels, workers=workers)
+            out += rows(times, source=side, format=ext, channels=channels, workers=workers, load=round(load, 1))
             df = pd.DataFrame(out)
             write_csv(df.assign(versions=str(versions)), here/'image_speed.csv')
             print(df.tail(len(times)).to_string(), flush=True)

@@ -15,6 +15,8 @@ from .data.folders import *
 from .data.files import *
 from .data.checks import *
 from .data.items import *
+from .data.transforms import *
+from .data.reading import *
 from .data.loaders import *
 from .data.identity import *
 from .data.datasets import *

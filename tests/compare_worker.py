@@ -1,5 +1,5 @@
 "A small comparison: compare_worker.py DATA OUT [KILL_AT_BATCH [MONITOR]]; kills itself where told."
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from ols_fastai.compare import runs
 from ols_fastai.compare.comparison import compare
@@ -20,4 +20,5 @@ if __name__=='__main__':
     runs._Advance = Killed
     if int(os.environ.get('WORLD_SIZE', 1))>1: methods = ['hard','ols','tfkd_self']
     if 'METHODS' in os.environ: methods = os.environ['METHODS'].split(',')
-    compare(**{o: data/f'{o}.csv' for o in ('train','valid','test')}, out=out, methods=methods, arch='small_cnn', bs=8, size=16, crop=float(os.environ.get('CROP', .8)), num_workers=0, **more)
+    compare(**{o: data/f'{o}.csv' for o in ('train','valid','test')}, out=out, methods=methods, arch='small_cnn', bs=8, size=16,
+            **{**dict(crop=float(os.environ.get('CROP', .8)), num_workers=0), **more, **json.loads(os.environ.get('SETTINGS', '{}'))})

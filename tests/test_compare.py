@@ -1,5 +1,5 @@
 "A comparison that is killed and started again ends as if nothing had happened; tables are made of what is stored; two processes share one."
-import io, os, shutil, signal, subprocess, sys, warnings
+import io, json, os, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -67,6 +67,29 @@ def test_killed_comparison_ends_as_an_uninterrupted_one(data, whole, tmp_path, k
         a,b = load_tensors(fn)[0],load_tensors(tmp_path/'runs'/fn.name)[0]
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert not list((tmp_path/'unfinished').iterdir())
+
+# 3 batches an epoch, 9 a run: in the second epoch of each run
+@pytest.mark.parametrize('kill_at', [5, 14])
+def test_augmentation_goes_on_where_it_was_stopped(data, tmp_path, kill_at):
+    env = dict(METHODS='hard,mixup', SETTINGS=json.dumps(dict(augment=True, flip=True, channels=1)))
+    r = run(data, tmp_path/'whole', **env); assert r.returncode==0, r.stderr
+    r = run(data, tmp_path/'killed', kill_at, **env); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run(data, tmp_path/'killed', **env); assert r.returncode==0, r.stderr
+    for o in ('hard','mixup'):
+        a,b = (load_tensors(tmp_path/k/f'models/{o}-0.safetensors')[0] for k in ('whole','killed'))
+        assert all(torch.equal(a[k], b[k]) for k in a) and a['0.0.weight'].shape[1]==1
+    with pytest.raises(ValueError, match='augment was True and is now None'):
+        small(data, tmp_path/'whole', methods=['hard'], epochs=3, crop=.8, flip=True, channels=1)
+
+def test_threads_change_no_run(data, tmp_path):
+    "With none, with two, and killed with one and resumed with four"
+    def env(n): return dict(METHODS='ols', SETTINGS=json.dumps(dict(num_workers=n, flip=True)))
+    for n in (0,2):
+        r = run(data, tmp_path/str(n), **env(n)); assert r.returncode==0, r.stderr
+    r = run(data, tmp_path/'killed', 5, **env(1)); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run(data, tmp_path/'killed', **env(4)); assert r.returncode==0, r.stderr
+    want,*others = (load_tensors(tmp_path/o/'models/ols-0.safetensors')[0] for o in ('0','2','killed'))
+    for o in others: assert all(torch.equal(o[k], want[k]) for k in want)
 
 def test_a_damaged_or_foreign_unfinished_run_is_named(data, whole, tmp_path):
     args = dict(epochs=3, crop=.8)

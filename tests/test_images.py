@@ -13,8 +13,10 @@ import matplotlib.pyplot as plt, torch
 from torch import nn
 from fastai.vision.all import (CategoryBlock, ClassificationInterpretation, DataBlock, ImageBlock, Interpretation, Learner, Normalize, RandomSplitter, Resize, ToTensor, accuracy, aug_transforms,
                                get_image_files, imagenet_stats, noop, parent_label, tensor)
+from fastai.vision.all import FlipItem, MixUp, RandomErasing, RandomResizedCrop, load_learner
 from fastai.callback.progress import ProgressCallback
 from ols_fastai.data.images import *
+from ols_fastai.data.transforms import *
 
 def noise(shape=(24,20), depth=np.uint8): return np.random.default_rng(0).integers(0, np.iinfo(depth).max+1, shape, dtype=depth)
 def encoded(ext, depth=np.uint8, shape=(24,20), args=()): return cv2.imencode(ext, noise(shape, depth), args)[1].tobytes()
@@ -924,3 +926,37 @@ def test_interpretation(learn):
     assert len(titles())==3 and all(o.split('/')[0] in learn.dls.vocab for o in titles())
     cm = ClassificationInterpretation.from_learner(learn).confusion_matrix()
     assert cm.sum()==4
+
+## fastai's transforms, and one channel
+
+def tiny(channels): return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+@pytest.mark.parametrize('channels', (3,1))
+@pytest.mark.parametrize('item_tfms', (None,[RandomResizedCrop(24, min_scale=.5),FlipItem()]))
+def test_augmented_training_to_a_loaded_learner(image_dls, tmp_path, channels, item_tfms):
+    "aug_transforms, MixUp and RandomErasing, on images of all modes; then export, load and predict a file"
+    from ols_fastai.data.folders import read_folder
+    from ols_fastai.data.loaders import image_dls as table_dls
+    from ols_fastai.data.splits import split_by_group
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20,30,4)).astype(np.uint8)).save(image_dls.path/'light shoulder/rgba.png')
+    df = split_by_group(read_folder(image_dls.path), 'filename', valid=.3, test=0)
+    kwargs = {} if item_tfms else dict(size=24, crop=.8)
+    dls = table_dls(df, root=image_dls.path, bs=4, num_workers=0, device='cpu', channels=channels, item_tfms=item_tfms, batch_tfms=[*aug_transforms(do_flip=False), RandomErasing()], **kwargs)
+    x,y = dls.one_batch()
+    assert x.shape[:2]==(4,channels) and x.dtype==torch.float32
+    learn = Learner(dls, tiny(channels), metrics=accuracy, cbs=MixUp(), path=tmp_path)
+    learn.remove_cb(ProgressCallback); learn.logger = noop
+    learn.fit(2, .01)
+    valid = [torch.cat([x for x,_ in dls.valid]) for _ in range(2)]
+    assert torch.equal(*valid), 'nothing is drawn for validation'
+    fn = image_dls.path/'light shoulder/3.png'
+    learn.export(tmp_path/'learn.pkl')
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); again = load_learner(tmp_path/'learn.pkl')
+    again.remove_cb(ProgressCallback)
+    assert torch.equal(again.predict(fn)[2], learn.predict(fn)[2])
+    assert dls.test_dl([fn, image_dls.path/'light shoulder/rgba.png']).one_batch()[0].shape[1]==channels
+
+def test_pretrained_stats_of_one_channel():
+    grey = pretrained_stats('resnet50', channels=1)
+    assert np.allclose(grey, ([.449],[.226])) and pretrained_stats('resnet50', grey, channels=1)==grey
+    with pytest.raises(ValueError, match='resnet50'): pretrained_stats('resnet50', ([.5],[.5]), channels=1)

@@ -13,6 +13,7 @@ from ols_fastai.data.folders import *
 from ols_fastai.data.files import *
 from ols_fastai.data.items import *
 from ols_fastai.data.loaders import *
+from ols_fastai.data.reading import ReadRow
 from ols_fastai.data.datasets import RadImageNet
 from ols_fastai.train.models import create_model, load_radimagenet
 

@@ -7,7 +7,7 @@ from scipy import stats
 from torch.utils.data import TensorDataset
 from fastai.basics import CancelFitException, Callback, DataLoader, F, Learner, nn, params
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.all import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.all import EarlyStoppingCallback, MixUp, SaveModelCallback
 from fastai.callback.schedule import *
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, TransformBlock
 from fastai.learner import load_learner
@@ -750,3 +750,8 @@ def test_the_callback_survives_an_export(tmp_path):
         again.dls = learn.dls
         same(again.get_preds()[0], learn.get_preds()[0])
         again.fit(1); assert again.model.is_scaled and again.model.T!=learn.model.T
+
+def test_mixup_and_calibrate_in_one_fit():
+    learn = toy_learner()
+    learn.fit(1, cbs=[MixUp(.4),Calibrate()])
+    assert learn.model.is_scaled and isinstance(learn.loss_func, CrossEntropyLossFlat)

@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 from typing import NamedTuple
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import ReduceLROnPlateau
 from ..core import *
 from ..data.identity import *
@@ -34,6 +35,8 @@ def _activation(loss):
 def _check_logits(learn, kind='temperature', findings=True):
     "The learner's outputs are logits (N,K), which its loss turns into probabilities that `kind` can scale"
     loss = learn.loss_func
+    mixing = getattr(loss, '__self__', None)
+    if isinstance(mixing, MixHandler): loss = mixing.old_lf   # MixUp puts it back at the end of each epoch
     act = _activation(loss)
     if act is None:
         raise ValueError(f"the loss {type(loss).__name__} doesn't make probabilities by a softmax over classes or a "

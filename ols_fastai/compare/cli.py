@@ -47,7 +47,7 @@ class _Runs:
     # The paper's settings, with ours where it gives none; other options override them
     recipe:Literal['paper']|None=None
     plan:bool=False # Say how many runs are left and how long they will take, and stop
-    workers:int|None=None # Processes that read images; default: one per core
+    workers:int|None=None # Threads that read images; default: one per core
 
 @dataclass
 class _Results:

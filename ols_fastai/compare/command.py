@@ -103,7 +103,14 @@ def _split_folder(a, console):
     if few: _say(console, f"folder: too few images to train, validate and test {_name_some(few)}")
     counts = ', '.join(f'{n:,} images for {k}' for k,n in split_counts(df).images.astype(int).items())
     _say(console, f"folder: {counts}, {df.label.nunique()} classes")
-    return df
+    return df.iloc[np.argsort(split_codes(df), kind='stable')].reset_index(drop=True)   # as lists have it
+
+def _keep_split(a, df, console):
+    "Write the split of a folder as lists, which --train, --valid, --test and --root take"
+    folder = Path(a.out)/'lists'
+    folder.mkdir(exist_ok=True)
+    for split,rows in df.groupby('split', observed=True): write_csv(rows.drop(columns='split'), folder/f'{split}.csv')
+    _say(console, f"folder: its split is kept in {folder}; to use it again, give the lists there and --root {a.folder}")
 
 # %% ../../nbs/86_compare.command.ipynb #89cdbe4c
 def _stat(fn):
@@ -203,6 +210,7 @@ def run_command(
         _say(console, f'{arch}: {plan_text(plan)}')
     if a.plan: return []
     with locked(a.out):
+        if a.folder: first_process(_keep_split, a, lists['train'], console)
         results,failed = _train_all(comparisons, a, console)
         end_processes()
         if not rank_distrib(): _show_all(comparisons, results, a, console)

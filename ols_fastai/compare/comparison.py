@@ -233,7 +233,7 @@ _columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
 @patch
 def train(self:Comparison,
     n_bins:int, # Bins of the ECE
-    num_workers:int|None, # Processes that read images
+    num_workers:int|None, # Threads that read images
     console:Console # Where progress is shown
 )->pd.DataFrame: # Two rows per run
     "The table of all runs, those that are not there trained. What fails is in `failed`; raises `RunFailed` if all do"
@@ -257,9 +257,10 @@ def compare(
     seeds:int=1, # Runs of each method
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
     patient:str|None='patient', # Column of patients, none of whom may be in two splits, if there is such a column
+    patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     n_bins:int=15, # Bins of the ECE
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     console:Console|None=None, # rich's `Console`, where progress is shown; default: stderr
     **kwargs
 )->pd.DataFrame: # Two rows per run, as trained and after temperature scaling; also in `out/results.csv`
@@ -268,7 +269,8 @@ def compare(
     Warns of runs that have failed, and raises `ValueError` if all have"""
     c = Comparison(out, methods, seeds, Settings(**kwargs))
     check_bins(n_bins)
-    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
+    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
+                              patient_from=patient_from))
     results = c.train(n_bins, num_workers, console or Console(stderr=True, quiet=rank_distrib()>0))
     for o in c.failed.values(): warnings.warn(o)
     return results
@@ -307,7 +309,7 @@ def _estimate(learn, epochs, seconds_per_batch):
 @patch
 def plan(self:Comparison,
     batches:int, # To train for the estimate
-    num_workers:int|None # Processes that read images
+    num_workers:int|None # Threads that read images
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`
     "Runs, those to do, and estimates of what they take"
     todo = [o for o in self.runs if not run_file(self.out, 'runs', *o).exists()]
@@ -331,14 +333,16 @@ def plan_comparison(
     seeds:int=1, # Runs of each method
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`
     patient:str|None='patient', # Column of patients, none of whom may be in two splits
+    patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     batches:int=3, # To train for the estimate
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     **kwargs
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
     "What `compare` with the same arguments would do"
     c = Comparison(out, methods, seeds, Settings(**kwargs))
-    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap))
+    c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
+                              patient_from=patient_from))
     return first_process(c.plan, batches, num_workers)
 
 # %% ../../nbs/85_compare.comparison.ipynb #db28d1de

@@ -15,7 +15,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.distributed import DistributedDL
 from fastai.metrics import ActivationType
 from ..core import *
-from ..data.images import *
+from ..data.transforms import *
 from ..data.loaders import *
 from ..train.methods import *
 from ..train.models import *
@@ -34,9 +34,10 @@ def _make_loss(method, baseline):
 
 def _make_dls(seed, lists, s, num_workers):
     "Loaders of a run; pretrained weights ask for images scaled in their way"
-    stats = pretrained_stats(model_name(s.arch)) if s.pretrained else inception_stats
-    own = {o: getattr(s, o) for o in ('bs','size','crop','flip','n_per_class')}
-    return image_dls(**lists, **own, seed=seed, num_workers=num_workers, stats=stats)
+    stats = pretrained_stats(model_name(s.arch), channels=s.channels) if s.pretrained else inception_stats
+    own = {o: getattr(s, o) for o in ('bs','size','crop','flip','n_per_class','channels')}
+    batch_tfms = aug_transforms(do_flip=False, max_warp=0.) if s.augment else None
+    return image_dls(**lists, **own, batch_tfms=batch_tfms, seed=seed, num_workers=num_workers, stats=stats)
 
 def _optimiser(s):
     "Arguments of `Learner`. The paper's SGD: weight decay in the gradient, of all weights"
@@ -48,13 +49,13 @@ def make_learner(
     seed:int, # Of the sample of training images
     lists:dict, # Images: arguments of `image_dls`
     settings:Settings, # How to train
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     baseline:Learner|None=None # Trained with hard labels, for methods that need one
 )->tuple: # The learner, and its method's callback or None
     "The learner of a run, with the random state as it is"
     dls = _make_dls(seed, lists, settings, num_workers)
     loss,cb = _make_loss(method, baseline)
-    net = create_model(settings.arch, len(dls.vocab), settings.pretrained)
+    net = create_model(settings.arch, len(dls.vocab), settings.pretrained, settings.channels)
     net = net.to(memory_format=torch.channels_last)  # at once: a baseline is used before any fit, and layouts round apart
     metrics = [accuracy, *_watched(settings.monitor)]
     learn = Learner(dls, net, loss_func=loss, metrics=metrics, cbs=[ChannelsLast(), *L(cb)], **_optimiser(settings))
@@ -294,7 +295,7 @@ def train_run(
     unfinished:Path, # File to keep the run in after each epoch, and to resume it from
     made_with:dict|None=None, # Everything that determines the run; what another left unfinished is refused
     progress=None, # rich's `Progress`, to show a bar on
-    num_workers:int|None=None, # Processes that read images; default: one per core
+    num_workers:int|None=None, # Threads that read images; default: one per core
     baseline:Learner|None=None # Trained with hard labels, for methods that need one
 )->tuple: # The learner; a dictionary of tensors; a dictionary of `seconds` and `history`
     """Train one network, and predict the validation and the test images.

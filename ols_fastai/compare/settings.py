@@ -32,6 +32,10 @@ class Settings:
     size:int=224 # Images are resized to this side, in pixels
     crop:float=1. # Smallest share of height and width that a random training window keeps; 1 is off
     flip:bool=False # Mirror training images at random; changes laterality
+    # Turn training images by up to 10 degrees, zoom by up to a tenth, and change brightness and contrast by up to a
+    # fifth, at random: fastai's aug_transforms, without mirroring and warping
+    augment:bool=False
+    channels:int=3 # Of the network: 3, or 1, for which colour images become grey
     n_per_class:int|None=None # Train on a random sample of so many images of each class
     # Keep the epoch that is best on the validation images by accuracy, nll or refinement (nll after scaling);
     # default: the last
@@ -44,6 +48,7 @@ class Settings:
         for name in ('momentum','wd'): _at_least(name, getattr(self, name), 0)
         if not self.lr>0: raise ValueError(f"lr must be above 0, got {self.lr}")
         if not 0<self.crop<=1: raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
+        if self.channels not in (1,3): raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         for o in self.milestones:
             if not 0<o<1: raise ValueError(f"milestones must be shares between 0 and 1, got {o}")
         _one_of('schedule', self.schedule, Schedule)
@@ -54,7 +59,8 @@ class Settings:
     def as_dict(self):
         "What changes a run: without what another schedule than this one reads, and without what is off"
         unread = set() if self.schedule=='step' else {'momentum','wd','milestones'}
-        unread |= {o for o in ('monitor','patience') if getattr(self, o) is None}
+        unread |= {o for o in ('monitor','patience','augment') if not getattr(self, o)}
+        if self.channels==3: unread.add('channels')
         return {o.name: getattr(self, o.name) for o in fields(self) if o.name not in unread}
 
 def _at_least(name, value, low):

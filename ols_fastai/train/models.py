@@ -18,10 +18,11 @@ paper_names = {'ResNet-50':'resnet50', 'MobileNetV2':'mobilenetv2_100', 'VGG-19'
 # %% ../../nbs/36_train.models.ipynb #e642cf2a
 def small_cnn(
     n_out:int, # K
-    width:int=32 # Channels of the first stage; the others have 2 and 4 times as many
+    width:int=32, # Channels of the first stage; the others have 2 and 4 times as many
+    channels:int=3 # Of the images
 )->nn.Module:
     "Three stages of two convolutions each, for images of 32 to 64 pixels: about 0.3 million parameters"
-    layers,n_in = [],3
+    layers,n_in = [],channels
     for n in (width, 2*width, 4*width):
         layers += [ConvLayer(n_in, n, stride=2), ConvLayer(n, n)]
         n_in = n
@@ -30,16 +31,18 @@ def small_cnn(
 def _head(nf, n_out): return nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(nf, n_out)
 
 # %% ../../nbs/36_train.models.ipynb #946a9dba
-def _small_resnet(n_out):
+def _small_resnet(n_out, channels=3):
     resnet = timm.models.resnet
     sizes = dict(channels=(16,32,64,128), stem_width=32, output_stride=16)
-    return resnet.ResNet(resnet.Bottleneck, (1,1,1,1), num_classes=n_out, **sizes)
+    return resnet.ResNet(resnet.Bottleneck, (1,1,1,1), num_classes=n_out, in_chans=channels, **sizes)
 
-def _small_mobilenet(n_out):
-    return timm.create_model('mobilenetv2_035', depth_multiplier=.3, num_classes=n_out, output_stride=16)
+def _small_mobilenet(n_out, channels=3):
+    sizes = dict(depth_multiplier=.3, output_stride=16)
+    return timm.create_model('mobilenetv2_035', num_classes=n_out, in_chans=channels, **sizes)
 
-def _small_vgg(n_out):
-    body = timm.models.vgg.VGG([16,16,'M',32,32,'M',64,64,'M',128,128], norm_layer=nn.BatchNorm2d).features
+def _small_vgg(n_out, channels=3):
+    layers = [16,16,'M',32,32,'M',64,64,'M',128,128]
+    body = timm.models.vgg.VGG(layers, norm_layer=nn.BatchNorm2d, in_chans=channels).features
     return nn.Sequential(body, *_head(128, n_out))  # timm's own head has 25 million weights, made for 224 pixels
 
 small_nets = dict(small_cnn=small_cnn, small_resnet=_small_resnet,
@@ -58,14 +61,15 @@ def model_name(
 def create_model(
     arch:str, # A name of `small_nets`, of the paper's (`paper_names`) or any of timm's
     n_out:int, # K
-    pretrained:bool=False # Let timm download pretrained weights?
+    pretrained:bool=False, # Let timm download pretrained weights?
+    channels:int=3 # Of the images: 3, or 1 for grey ones that are not copied; timm adds up pretrained weights for it
 )->nn.Module:
     "A network with `n_out` outputs. Raises `ValueError` for an unknown name, or one without pretrained weights"
     name = model_name(arch)
-    if name not in small_nets: return timm.create_model(name, pretrained=pretrained, num_classes=n_out)
+    if name not in small_nets: return timm.create_model(name, pretrained, num_classes=n_out, in_chans=channels)
     if pretrained:
         raise ValueError(f"{name} has no pretrained weights: leave pretrained out, or take a network of timm's")
-    return small_nets[name](n_out)
+    return small_nets[name](n_out, channels=channels)
 
 # %% ../../nbs/36_train.models.ipynb #614393f6
 _radimagenet_keys = {'0':'conv1', '1':'bn1', '4':'layer1', '5':'layer2', '6':'layer3', '7':'layer4'}
