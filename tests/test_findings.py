@@ -127,7 +127,7 @@ def test_two_networks_of_findings(tmp_path):
     text = calibration_report(runs, tmp_path/'r.html', by=['site']).read_text()
     words = ' '.join(re.sub('<[^>]+>', ' ', re.sub('base64,[^"]*', '', text)).split())
     assert 'sure, one temperature' in words and 'good, by site' in words and 'findings 14' in words
-    assert re.search('good: macro AUROC [.0-9]+ [^:]*: no finding is off', words)
+    assert re.search('good: macro AUROC [.0-9]+ [^:]*: none is shown to be off', words)
     assert re.search('sure: macro AUROC [^:]*: 14 of 14 are off beyond chance: f.* and 8 more', words)
     d = findings_difference(runs['sure']['preds'], runs['good']['preds'], y[:500])
     assert (d.value['macro AUROC'],d.low['macro AUROC'])==(0,0) and d.low['NLL, mean of the findings']>0

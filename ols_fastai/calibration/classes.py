@@ -129,7 +129,7 @@ CLASS_MEASURES = {
     'prevalence': 'their share of all images',
     'sensitivity': 'share of the positive images that are predicted positive',
     'specificity': 'share of the negative images that are predicted negative',
-    'PPV': 'positive predictive value: share of the images predicted positive that are',
+    'PPV': 'positive predictive value: share of the images predicted positive that are positive',
     'AUROC': 'area under the ROC curve: chance that a positive image has a higher probability than a negative one',
     'AUPRC': 'area under the precision-recall curve (average precision)',
     'O/E': 'positive images over the sum of the probabilities: below 1, probabilities are too high',

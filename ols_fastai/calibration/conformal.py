@@ -207,6 +207,6 @@ def plot_coverage(
     ax.invert_yaxis()
     ax.set(xlabel='share of sets that hold the true class', title=title)
     ax.set_xlim(right=1.01)
-    ax.xaxis.set_major_formatter(lambda v,_: f'{v:.0%}')
+    ax.xaxis.set_major_formatter(lambda v,_: f'{100*v:.3g}%')
     ax.grid(alpha=.25, axis='x')
     return fig

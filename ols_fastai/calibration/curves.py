@@ -238,7 +238,7 @@ def calibration_test(
     """Tests of the hypothesis that the network is calibrated. `confidence minus accuracy` (of a class: `mean
     probability`) sees probabilities that are too high or too low on average; `top-1 prediction` (of a class:
     `Spiegelhalter`, 1986) weights those far from one half more; `all classes` compares the multi-class Brier score with
-    its expectation. z above 0: over-confident. With groups the sums are by group"""
+    its expectation. z above 0: too high, too far from one half, too extreme. With groups the sums are by group"""
     rows = {}
     for name,(d,variance) in _deviations(preds, targs, k).items():
         error = null_error(d, variance, groups)

@@ -34,10 +34,18 @@ def _finding_verdict(R, name, o):
     auroc = findings_table(o.preds, o.targs, R.patients).loc['macro AUROC']
     off = _finding_tests(R, o).p_holm.groupby('finding', sort=False).min()
     off = [k for k,v in off.sort_values(kind='stable').items() if v<.05]
-    which = 'no finding is off beyond chance'
+    which = 'none is shown to be off (of rare findings a large error may go unseen)'
     if off: which = f'{len(off)} of {len(o.vocab)} are off beyond chance: {", ".join(off[:6])}'
     more = f' and {len(off)-6} more' if len(off)>6 else ''
-    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}{more}'
+    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}{more}{_direction(o, off)}'
+
+def _direction(o, off):
+    "Of the findings that are off, how many are commoner than their probabilities say, and the worst"
+    if not off: return ''
+    ratio = class_table(o.preds, o.targs, o.vocab).loc[off, 'O/E']
+    worst = np.log(ratio).abs().idxmax()
+    return (f'; {int((ratio>1).sum())} of them are more frequent than their probabilities say, {int((ratio<1).sum())} '
+            f'less; furthest off: {worst}, {ratio[worst]:.2f} times as frequent')
 
 @page_section('Summary', findings=True)
 def _summary(R):
@@ -76,7 +84,7 @@ def _tests_of(R, k, o):
 @page_section('One finding at a time', findings=True)
 def _each(R):
     return [paragraph('Positive are the images with the finding; predicted positive those with a probability of one '
-                      'half or more.'),
+                      'half or more. That is no clinical threshold: for others see the decision curves below.'),
             *_classes(R)[1:], *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
             paragraph('z above 0: probabilities are too high, or too extreme. The first test sees only their mean.')]
 
@@ -97,7 +105,8 @@ def _pictures(R):
     k,shown = first(R.runs),_furthest_off(R)
     figures = []
     for name in shown: figures += attempt(f'picture of {name}', partial(_finding_figure, R, k, name), R.missing)
-    said = f'{k}: the {len(shown)} of {len(R.vocab)} findings whose probabilities are furthest off.'
+    said = (f'{k}: the {len(shown)} of {len(R.vocab)} findings with the strongest evidence that their probabilities '
+            'are off. In a decision curve, acting on the probability pays where its line is above both others.')
     return [paragraph(said), *figures]
 
 # %% ../../nbs/68_calibration.finding_sections.ipynb #f84c5829

@@ -86,10 +86,11 @@ def _coverage_by_class(R, sets, targs):
         rows[R.vocab[i]] = {'n': int(of.sum()), 'coverage': share, 'low': low, 'high': high, 'mean size': size}
     return pd.DataFrame.from_dict(rows, orient='index').astype({'n': int})
 
-def _usual_coverage(n, miscoverage):
-    "Coverage that 95 of 100 calibration sets of `n` images give: the k-th of n uniform scores is a beta variable"
+def _usual_coverage(n, n_test, miscoverage):
+    """Share of `n_test` images that 95 of 100 repeats with `n` calibration images cover: the k-th of n uniform scores
+    is a beta variable, and the images covered are beta-binomial"""
     k = math.ceil((n+1)*(1-miscoverage)-1e-9)
-    return stats.beta.ppf([.025,.975], k, n+1-k) if k<=n else (1.,1.)
+    return stats.betabinom.ppf([.025,.975], n_test, k, n+1-k)/n_test if k<=n else (1.,1.)
 
 def _coverage_figure(R, n=15):
     "Of the first network with validation images: the classes that are covered least"
@@ -102,7 +103,8 @@ def _coverage_figure(R, n=15):
         f'Coverage of the sets of {k} for the {len(worst)} classes that are covered least, from '
         f'{percent_text(worst.coverage.min())}',
         f'{k}, LAC: the {len(worst)} of {len(t)} classes that are covered least. What was asked is an average over all '
-        'images; a class on the left of the line gets less.')
+        'images. In brackets the number of images and the mean size of a set. Only of a class whose whole line is on '
+        'the left is it shown that it gets less, and of forty classes one is there by chance.')
 
 @page_section('Conformal sets')
 def _conformal(R):
@@ -117,13 +119,15 @@ def _conformal(R):
     rows,notes = rows_of_each(R, 'conformal sets', make)
     if rows.empty: return notes
     n,asked = min(sizes),percent_text(1-R.miscoverage, 0)
-    low,high = map(percent_text, _usual_coverage(n, R.miscoverage))
+    n_test = len(R.first.targs)
+    low,high = map(percent_text, _usual_coverage(n, n_test, R.miscoverage))
     return [paragraph(f'Instead of one class, a set that holds the true one in at least {asked} of new '
                       'images from the same source, whatever the network (Angelopoulos and Bates 2021). '
                       'Calibrated on the validation images, before any scaling. LAC gives the smallest '
                       'sets; APS follows how hard an image is, and RAPS shortens its longest sets. Coverage is '
-                      f'meant on average over calibration sets: with {n:,} independent images, 95 of 100 of them '
-                      f'give LAC a coverage from {low} to {high}. A coverage well outside suggests that the test '
-                      'images differ from the validation images.'), *notes,
+                      f'meant on average over calibration sets: with {n:,} calibration and {n_test:,} test images, all '
+                      f'independent, 95 of 100 repeats would show a coverage of LAC from {low} to {high}; the range is '
+                      'wider where patients have several images. A coverage well outside suggests that the test images '
+                      'differ from the validation images.'), *notes,
             table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'),
             *attempt('coverage by class', lambda: _coverage_figure(R), R.missing)]

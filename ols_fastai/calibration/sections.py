@@ -115,8 +115,9 @@ def _summary(R):
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
                       'should be right. This page shows how far a network is from that, '
                       'and how much of it may be chance.'), bullets(verdicts), *notes,
-            paragraph(f'In brackets, here and below: 95 % intervals by {R.n:,} bootstrap resamples of {R.unit}, '
-                      f'seed {R.seed}; of shares such as the accuracy, Wilson\'s.{independence(R)}')]
+            paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
+                      f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
+                      f'bootstrap resamples, seed {R.seed}.{independence(R)}')]
 
 # %% ../../nbs/66_calibration.sections.ipynb #f341d7ea
 _definitions = {
@@ -130,7 +131,11 @@ _definitions = {
            'al. 2017); adaptive: over bins of equal mass; smooth: without bins (Blasiok and Nakkiran 2023)',
     'MCE, RMS-CE': 'largest gap of a bin; root mean square gap',
     'class-wise ECE': 'ECE of the probability of each class, averaged over classes',
-    'over-confidence, under-confidence': 'mean confidence of the wrong predictions; 1 minus that of the right ones',
+    'over-confidence, under-confidence': 'mean confidence of the wrong predictions; 1 minus that of the right ones. '
+                                         'Neither is 0 for a calibrated network',
+    'Brier, calibration and refinement': 'what wrong probabilities cost, and how badly classes are told apart; the rest '
+                                         'of the score is within the bins. Noise adds to the first, more with more '
+                                         'classes',
     'AURC, E-AURC': 'area under the risk-coverage curve; the same minus that of the best order',
     'failure-detection AUROC': 'chance that a right prediction has a higher confidence than a wrong one; '
                                'it says nothing of how well a class is recognised',
@@ -178,12 +183,13 @@ def _measures(R):
     return [*notes, table(text.loc[_lead_first(text.index)], caption, 'measure'),
         paragraph('Calibration errors can not be below 0 and grow with noise: even a calibrated network has one '
                   'above 0, and their intervals are too high near 0. The debiased CE and confidence minus accuracy '
-                  'suffer least. Measures of all classes at once have no interval, for resampling adds noise that '
-                  'they take for miscalibration.'),
+                  'suffer least. The class-wise ECE and the parts of the Brier score have no interval, for resampling '
+                  'adds noise that they take for miscalibration.'),
         *attempt('tests of calibration', lambda: _test_table(R), R.missing),
-        paragraph('Above 0: over-confident. The first test sees confidence that is too high or too low on average, the '
-                  'second also one that is too high in one range and too low in another, the third the probabilities '
-                  'of all classes.'),
+        paragraph('The first test sees confidence that is too high (above 0) or too low on average. The second '
+                  '(Spiegelhalter) sees confidence that is too far from one half (above 0) or too near, in either '
+                  'direction. The third compares the Brier score with what the probabilities promise: above 0 they '
+                  'are too extreme.'),
         bullets(f'{k}: {v}' for k,v in _definitions.items())]
 
 # %% ../../nbs/66_calibration.sections.ipynb #f0838bd4
@@ -204,7 +210,7 @@ def _differences(R):
     text = pd.DataFrame(columns)
     return [paragraph(f'Each network minus {name}, judged on the same images, so that what is hard for '
                       'both cancels out. * marks an interval that does not hold 0, not corrected for the '
-                      'number of comparisons.'), *notes,
+                      'number of comparisons; it does not say that the difference matters.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals', 'measure')]
 
 # %% ../../nbs/66_calibration.sections.ipynb #aa6cc9ac
@@ -217,14 +223,14 @@ def _one_diagram(R, k, o):
     run,title = {'network': (o.stats,None)},textwrap.fill(k, 44)
     return figure(lambda: plot_reliability(run, R.n_bins, title, band=True, groups=R.patients),
         f'Reliability diagram of {k} with bars for chance: ECE {ece(o.stats, n_bins=R.n_bins):.3f} in {R.n_bins} bins',
-        f'{k}: bars show where 95 % of calibrated networks would lie, by {R.unit}; a gap that leaves its bar is '
-        'more than chance.')
+        f'{k}: bars show where 95 % of calibrated networks would lie in each bin, by {R.unit}; of twenty bins of such '
+        'a network one leaves its bar.')
 
 def _curve(R, k, o):
     return figure(lambda: plot_corp(o.stats, None, textwrap.fill(k, 44), R.patients),
         f'Calibration curve without bins (CORP) of {k}, with the region of calibrated networks',
-        f'{k}, without bins (CORP): grey is where the curves of 95 % of calibrated networks lie at each confidence, '
-        f'by {R.unit}.')
+        f'{k}, without bins (CORP): grey is where the curves of 95 % of calibrated networks lie at each confidence '
+        f'(not all along the curve), by {R.unit}.')
 
 def _all_diagrams(R):
     said = '; '.join(f'{k} has an ECE of {ece(o.stats, n_bins=R.n_bins):.3f}' for k,o in R.drawn.items())
@@ -277,7 +283,7 @@ def _group_rows(R, o, by, n):
 
 def _predicted_table(R, k, o):
     t = _group_rows(R, o, 'predicted', 10)
-    return table(t, f'{k}: the {len(t)} predicted classes whose confidence is furthest off', 'predicted class')
+    return table(t, f'{k}: the {len(t)} predicted classes whose gap exceeds chance the most', 'predicted class')
 
 def _group_table(R, by, k, o): return table(_group_rows(R, o, by, 30), f'{k}, by {by}', by)
 
@@ -294,8 +300,9 @@ def _groups(R):
         blocks += attempt(f'reliability by {by}', lambda: _group_figure(R, by), R.missing)
     return [paragraph('Of all images that a network gives to a class, or that belong to a group: mean confidence, '
                       'accuracy, and the gap between them. * marks a significant gap (p < .05 after Holm\'s correction '
-                      f'for all groups of 10 {R.unit} and more). A true class is no such group: among its images even '
-                      'a perfect network looks miscalibrated.'), *blocks]
+                      f'within each table, for its groups of 10 {R.unit} and more). A star on one group and none on '
+                      'another does not mean that the two differ. A true class is no such group: among its images '
+                      'even a perfect network looks miscalibrated.'), *blocks]
 
 # %% ../../nbs/66_calibration.sections.ipynb #021e959f
 _shown = ('sensitivity','specificity','PPV','AUROC','AUPRC','O/E','intercept','slope')
