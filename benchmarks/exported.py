@@ -11,7 +11,7 @@ for each number of validation images, so that every figure is that of an exporte
 with 20 images a class against hard labels and label smoothing with as many, in |confidence - accuracy| and NLL, on
 both data sets, 8 in all (Holm). Rows of a seed are kept in benchmarks/runs/ (not committed); the table is
 exported.csv."""
-import os, sys, tempfile, warnings
+import itertools, os, sys, tempfile, warnings
 from pathlib import Path
 import pandas as pd, torch
 from torch.utils.data import TensorDataset
@@ -37,8 +37,8 @@ from ols_fastai.calibration.temperature import fit_temperature
 
 seeds = 10
 per_class = (1,2,5,20)  # validation images
-settings = {'BrainRegions': dict(n_train=20, epochs=8, bs=32, lr=3e-3),
-            'MedNIST': dict(n_train=10, epochs=30, bs=20, lr=3e-3)}
+settings = {'MedNIST': dict(n_train=10, epochs=30, bs=20, lr=3e-3),
+            'BrainRegions': dict(n_train=20, epochs=8, bs=32, lr=3e-3)}
 arch,size,wrong = 'small_cnn',32,.2  # the share of wrong training labels is MedNIST's alone
 names = dict(hard='hard', ls='LS', ols='OLS')
 
@@ -154,14 +154,13 @@ def main(mednist):
     warnings.filterwarnings('ignore', message='.*(comes from the prior|had too few)')
     folder = runs/'exported'
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for data in settings:
-            fn = folder/f'{data}-{seed}.csv'
-            if not fn.exists():
-                rows,kept = seed_rows(data, seed, mednist)
-                save_tensors(fn.with_suffix('.safetensors'), kept, dict(data=data, seed=seed))
-                write_csv(pd.DataFrame([dict(data=data, seed=seed, **o) for o in rows]), fn)
-            write_table(table(folder), 'exported.csv')
+    for data,seed in itertools.product(settings, range(seeds)):
+        fn = folder/f'{data}-{seed}.csv'
+        if not fn.exists():
+            rows,kept = seed_rows(data, seed, mednist)
+            save_tensors(fn.with_suffix('.safetensors'), kept, dict(data=data, seed=seed))
+            write_csv(pd.DataFrame([dict(data=data, seed=seed, **o) for o in rows]), fn)
+        write_table(table(folder), 'exported.csv')
     shown = ['Top-1 error %','NLL','debiased CE','gap','T']
     print(table(folder).groupby(['data','method','images'], sort=False)[shown].mean().round(4).to_string())
 

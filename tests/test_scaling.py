@@ -791,7 +791,7 @@ def test_an_ensemble_of_calibrated_ols_is_that_of_the_bare_networks():
     same(probs(both, ds_idx=2), torch.stack([probs(uncalibrate(o), ds_idx=2) for o in learners]).mean(0))
 
 def test_what_is_no_ensemble(tmp_path):
-    a,b = fitted(),fitted(model=toy_model(seed=1))
+    a = fitted()
     with pytest.raises(ValueError, match='at least 2 networks, got 1'): ensemble_learner([a])
     other = toy_learner(data=toy_data(60, K, seed=1))          # trained on what the first validates on
     with pytest.raises(ValueError, match='trained on images of this loader'): ensemble_learner([a,other])
