@@ -111,6 +111,7 @@ def ensemble_run(
     for fn in files[1:]:
         tensors,info = load_tensors(fn)
         fault = _fault((tensors,info), (one,about))
+        if not torch.equal(tensors['valid_targs'], one['valid_targs']): fault = 'it was validated on other images'
         if fault: raise ValueError(f"{fn.stem} can't join {files[0].stem} in an ensemble: {fault}")
         for k,v in sums.items(): v += tensors[k]
         seconds += info['seconds']
@@ -342,7 +343,8 @@ def _ensembles(out, methods, faults):
         name,files = f'{method} ensemble',run_files(out, method)
         if len(files)<2: continue
         try: found[name] = ensemble_run(files)
-        except ValueError as e: faults[name] = str(e)
+        except OSError: raise  # the disk, not a run
+        except Exception as e: faults[name] = str(e)
     return found
 
 def _image(fn):

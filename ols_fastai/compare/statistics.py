@@ -120,7 +120,11 @@ def read_grids(
     for word in filter(None, (o.strip() for o in text.split(','))):
         if ':' in word or not grids: grids.append((word,[]))
         else: grids[-1][1].append(word)
-    return [_grid(*o) for o in grids]
+    grids = [_grid(*o) for o in grids]
+    names = [o.name for o in grids]
+    twice = [o for o in names if names.count(o)>1]
+    if twice: raise ValueError(f"tune takes one setting of a method, and {twice[0]} has two")
+    return grids
 
 def choose(
     grid:Grid, # With a score for each value
