@@ -115,7 +115,7 @@ class Comparison:
         known,self.grids = {str(parse_method(o)): o for o in self.methods},[]
         for grid in read_grids(text):
             self.grids.append((grid, [known.setdefault(str(parse_method(o)), o) for o in grid.methods]))
-        self.methods = check_methods(list(known.values()))
+        if self.grids: self.methods = check_methods(list(known.values()))
 
     def set_images(self,
         lists:dict, # Arguments of `image_dls`
