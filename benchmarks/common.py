@@ -59,14 +59,18 @@ def small_mednist_valid(src, fn, n=20):
 
 def _drawn(df, share, rng): return rng.choice(len(df), round(share*len(df)), replace=False)
 
-def noisy(src, dst, share, seed=0):
-    "A copy of a list in which `share` of the labels are another class, drawn at random"
-    df,rng = pd.read_csv(src),np.random.default_rng(seed)
+def wrong_labels(df, share, seed=0):
+    "A copy of a table in which `share` of the labels are another class, drawn at random"
+    df,rng = df.copy(),np.random.default_rng(seed)
     classes = np.array(sorted(df.label.unique()))
     rows = _drawn(df, share, rng)
     old = np.searchsorted(classes, df.label.to_numpy()[rows])
-    df.loc[rows,'label'] = classes[(old+rng.integers(1, len(classes), len(rows)))%len(classes)]
-    write_csv(df, dst)
+    df.loc[df.index[rows],'label'] = classes[(old+rng.integers(1, len(classes), len(rows)))%len(classes)]
+    return df
+
+def noisy(src, dst, share, seed=0):
+    "A copy of a list in which `share` of the labels are another class, drawn at random"
+    write_csv(wrong_labels(pd.read_csv(src), share, seed), dst)
 
 def neighbours(src, dst, share, seed=0):
     "A copy of BrainRegions' list in which `share` of the labels are a region that touches the right one, at random"

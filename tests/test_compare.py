@@ -7,6 +7,8 @@ from fastai.losses import CrossEntropyLossFlat
 from rich.console import Console
 from ols_fastai.core import load_metadata, load_tensors, save_tensors
 from ols_fastai.train.methods import METHODS, Method
+from ols_fastai.calibration.metrics import nll
+from ols_fastai.calibration.temperature import apply_temperature, fit_temperature, refinement
 from ols_fastai.compare.comparison import compare
 from ols_fastai.compare.results import load_comparison, print_summary, run_file, save_figures, save_report
 from ols_fastai.compare.statistics import paired_differences
@@ -231,6 +233,58 @@ def test_two_seeds_show_their_values(data, tmp_path):
         print_summary(results, Console(file=out, width=200, force_jupyter=False))
         assert says in out.getvalue()
         assert ('±' in out.getvalue().replace('seeds ±', ''))==(n==3)
+
+# --- ensembles, and what is tuned
+
+def test_several_seeds_have_an_ensemble(data, tmp_path):
+    results = small(data, tmp_path, methods=['hard','ols'], seeds=3)
+    rows = results[results.seed.isna()]
+    assert list(rows.method)==2*['hard ensemble']+2*['ols ensemble'] and len(results)==16
+    runs = [load_tensors(run_file(tmp_path, 'runs', 'ols', o))[0] for o in range(3)]
+    preds,valid = (torch.stack([o[k] for o in runs]).mean(0) for k in ('preds','valid_preds'))
+    targs,T = runs[0]['targs'],fit_temperature(valid, runs[0]['valid_targs'])
+    plain,scaled = (rows[(rows.method=='ols ensemble')&(rows.scaled==o)].iloc[0] for o in ('none','temperature'))
+    assert plain.NLL==pytest.approx(nll(preds, targs), abs=1e-6) and plain['T']==1
+    assert scaled['T']==pytest.approx(T, abs=1e-4) and scaled.NLL==pytest.approx(nll(apply_temperature(preds, T), targs), abs=1e-5)
+    assert plain.seconds==pytest.approx(results[(results.method=='ols')&(results.scaled=='none')].seconds.sum())
+    stored = pd.read_csv(tmp_path/'results.csv')
+    assert len(stored)==16 and stored[stored.method=='ols ensemble'].seed.isna().all() and stored.seed.max()==2
+    out = io.StringIO()
+    print_summary(results, Console(file=out, width=200, force_jupyter=False))
+    assert 'mean of 3 seeds' in out.getvalue() and out.getvalue().count('ensemble')==4
+    page = save_report(tmp_path, ['hard','ols'], table_of(data), data).read_text()
+    assert 'online label smoothing, ensemble' in page and 'mean of 3' in page
+    d = paired_differences(results[results.scaled=='none'], 'ols', measures=('NLL',))
+    assert list(d.index.get_level_values('against'))==['hard'] and d.seeds.iloc[0]==3
+
+def test_one_seed_has_no_ensemble_and_a_later_one_makes_it(data, tmp_path):
+    assert small(data, tmp_path).seed.notna().all()
+    small(data, tmp_path, methods=['ls'])
+    assert set(small(data, tmp_path, seeds=2).method)=={'hard','hard ensemble'}
+    assert set(pd.read_csv(tmp_path/'results.csv').method)=={'hard','ls','hard ensemble'}
+
+def test_runs_that_do_not_go_together_are_no_ensemble(data, tmp_path):
+    small(data, tmp_path, methods=['hard','ols'], seeds=2)
+    fn = run_file(tmp_path, 'runs', 'ols', 1)
+    tensors,info = load_tensors(fn)
+    save_tensors(fn, dict(tensors, targs=tensors['targs'].flip(0)), info)
+    with pytest.warns(UserWarning, match="no ensemble of ols: ols-1 can't join ols-0 in an ensemble: it was judged on other images"):
+        results = small(data, tmp_path, methods=['hard','ols'], seeds=2)
+    assert 'hard ensemble' in set(results.method) and 'ols ensemble' not in set(results.method)
+    with pytest.warns(UserWarning, match='leaves out ols ensemble'): page = save_report(tmp_path, ['hard','ols'], table_of(data), data).read_text()
+    assert 'hard labels, ensemble' in page and 'left out: ols ensemble' in page
+
+def test_tuned_by_patient_and_the_edge_is_said(data, tmp_path):
+    table = table_of(data)
+    table['patient'] = [f'{r.split}{i//3}' for i,r in enumerate(table.itertuples())]
+    results = small(data, tmp_path, train=table, valid=None, test=None, root=data, methods=['hard'], tune='ls:eps=.3,.1')
+    tuned = pd.read_csv(tmp_path/'tuned.csv')
+    assert list(tuned.value)==[.1,.3] and tuned.chosen.sum()==1 and tuned.at_edge.tolist()==tuned.chosen.tolist()
+    t = load_tensors(run_file(tmp_path, 'runs', 'ls:eps=0.1', 0))[0]
+    who = table.patient[table['split']=='valid']
+    by_patient,by_image = (refinement(t['valid_preds'], t['valid_targs'], o) for o in (who,None))
+    assert tuned.refinement[0]==pytest.approx(by_patient) and by_patient!=by_image
+    assert set(results.method)=={'hard','ls:eps=0.1','ls:eps=0.3','ls tuned'}
 
 # --- nothing fails for one method's sake
 

@@ -21,6 +21,7 @@ from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.temperature import *
 from ols_fastai.calibration.calibrated import *
 from ols_fastai.calibration.scaling import *
+from ols_fastai.calibration.interpretation import CalibrationInterpretation
 
 def same(a, b, atol=1e-5): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=atol, rtol=0, check_dtype=False)
 def probs(learn, **kwargs): return learn.get_preds(**kwargs)[0]
@@ -755,3 +756,55 @@ def test_mixup_and_calibrate_in_one_fit():
     learn = toy_learner()
     learn.fit(1, cbs=[MixUp(.4),Calibrate()])
     assert learn.model.is_scaled and isinstance(learn.loss_func, CrossEntropyLossFlat)
+
+# ---- ensembles
+
+def frame_learners(n, path):
+    learners = []
+    for seed in range(n):
+        learn,df = frame_learner(path=path)
+        learn.model = toy_model(seed=seed)
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, .1)
+        learners.append(learn)
+    return learners,df
+
+def test_an_ensemble_is_calibrated_judged_and_exported_as_any_network(tmp_path):
+    learners,df = frame_learners(3, tmp_path)
+    with learners[0].no_bar():
+        mean = torch.stack([probs(o) for o in learners]).mean(0)
+        calibrate(learners[1])                                 # its scaling is left out
+        both = ensemble_learner(learners)
+    with both.no_bar():
+        same(probs(both), mean)
+        y = both.get_preds()[1]
+        T = calibrate(both).model.T
+        same(T, fit_temperature(mean, y)); same(probs(both), apply_temperature(mean, T))
+        with pytest.raises(ValueError, match='60 of its 60'): check_not_calibrated_on(both, both.dls.valid)
+        with pytest.raises(ValueError, match='calibrated this network'): CalibrationInterpretation.from_learner(both, ds_idx=1)
+        with pytest.raises(ValueError, match='export learn.model instead'): fold_scaling(both)
+        both.export('both.pkl')
+        again = load_learner(tmp_path/'both.pkl')
+        dl = again.dls.test_dl(df.iloc[90:], with_labels=True)
+        same(probs(again, dl=dl), probs(both)); same(again.model.T, T)
+        same(again.predict(df.iloc[95])[2], probs(both)[5])
+        with pytest.raises(ValueError, match='60 of its 60'): check_not_calibrated_on(again, dl)
+    assert isinstance(learners[1].model, CalibratedModel)
+
+def test_an_ensemble_of_calibrated_ols_is_that_of_the_bare_networks():
+    learners = [fitted(OLSCallback(), Calibrate(), model=toy_model(seed=o)) for o in range(2)]
+    both = ensemble_learner(learners)
+    same(probs(both, ds_idx=2), torch.stack([probs(uncalibrate(o), ds_idx=2) for o in learners]).mean(0))
+
+def test_what_is_no_ensemble(tmp_path):
+    a = fitted()
+    with pytest.raises(ValueError, match='at least 2 networks, got 1'): ensemble_learner([a])
+    other = toy_learner(data=toy_data(60, K, seed=1))          # trained on what the first validates on
+    with pytest.raises(ValueError, match='trained on images of this loader'): ensemble_learner([a,other])
+    assert len(ensemble_learner([a,other], with_test(valid=toy_data(60, K, seed=7)).dls).model.models)==2
+    multi = toy_learner(loss_func=BCEWithLogitsLossFlat())
+    with pytest.raises(ValueError, match='the loss is multi-label'): ensemble_learner([multi,multi])
+    (learn,),df = frame_learners(1, tmp_path)
+    renamed = frame_learner(path=tmp_path)[0]
+    renamed.dls.vocab = [o.upper() for o in learn.dls.vocab]
+    with pytest.raises(ValueError, match='other classes'): ensemble_learner([learn,renamed])
+    with pytest.raises(ValueError, match=r'other numbers of classes: \[4, 6\]'): probs(ensemble_learner([a,toy_learner(model=toy_model(4))]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['calibrate', 'uncalibrate', 'Calibrate', 'fold_scaling', 'RefinementMetric', 'CrossCalibration', 'cross_calibrate',
-           'estimate_priors', 'adapt_priors']
+           'ensemble_learner', 'estimate_priors', 'adapt_priors']
 
 # %% ../../nbs/56_calibration.scaling.ipynb #25b7dacd
 import warnings
@@ -16,6 +16,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import ReduceLROnPlateau
 from ..core import *
 from ..data.identity import *
+from ..train.models import Ensemble
 from .temperature import *
 from .calibrated import *
 from .metrics import check_preds
@@ -304,6 +305,39 @@ def cross_calibrate(
     uncalibrate(learn)
     learn.model = CalibratedModel(learn.model, item_ids(learn.dls.train), scale=1/T)
     return CrossCalibration(T, rho, z, y, folds, learners)
+
+# %% ../../nbs/56_calibration.scaling.ipynb #c58b8a23
+def _vocab(learn): return list(getattr(learn.dls, 'vocab', ()))
+
+def ensemble_learner(
+    learners, # Trained with the same classes; a scaling that one has is left out
+    dls:DataLoaders|None=None # Of the ensemble; default: those of the first learner
+)->Learner: # Not calibrated
+    """One learner that predicts the mean of several networks' probabilities.
+
+    Raises `ValueError` for one learner alone, for other classes, for multi-label networks, and where a network was
+    trained on images of the ensemble's validation set"""
+    learners = list(learners)
+    models = [get_model(o.model) for o in learners]
+    model = Ensemble([o.model if isinstance(o, CalibratedModel) else o for o in models])
+    one = learners[0]
+    if dls is None: dls = one.dls
+    valid = dls.valid if len(dls.loaders)>1 else None
+    ids = None if valid is None else item_ids(valid, content=False)
+    for o in learners:
+        _check_logits(o, findings=False)
+        if _vocab(o)!=_vocab(one):
+            raise ValueError("the networks have other classes, or the same in another order "
+                             f"({_vocab(o)[:5]} ... and {_vocab(one)[:5]} ...): an ensemble needs the same")
+        if valid is not None: _check_not_trained_on(o, valid, ids)
+    return Learner(dls, model, loss_func=one.loss_func, metrics=one.metrics, path=one.path)
+
+@patch
+def ensemble(self:CrossCalibration,
+    learn:Learner # Whose training images they were; its validation images are the ensemble's
+)->Learner: # Not calibrated
+    "The networks of the folds as one, see `ensemble_learner`"
+    return ensemble_learner(self.learners, learn.dls)
 
 # %% ../../nbs/56_calibration.scaling.ipynb #f130ff23
 def _shares(o, K, what):

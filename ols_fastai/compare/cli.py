@@ -43,7 +43,10 @@ class _Runs:
     methods:str='hard,ls,ols'
     list_methods:bool=False # Show all methods with their settings and sources, and stop
     methods_from:str|None=None # Python file that is run first and adds to METHODS, see the tutorial own_method
-    seeds:int=1 # Runs of each method
+    seeds:int=1 # Runs of each method; of several, their ensemble is judged too
+    # Train a method with several values of a setting, and show the best on the validation images
+    # (least negative log-likelihood after a temperature): ols:alpha=.3,.5,.7,ls:eps=.05,.1
+    tune:str|None=None
     # The paper's settings, with ours where it gives none; other options override them
     recipe:Literal['paper']|None=None
     plan:bool=False # Say how many runs are left and how long they will take, and stop
@@ -64,7 +67,7 @@ _groups = {'images':_Images, 'runs':_Runs, 'training':Settings, 'results':_Resul
 
 _metavars = dict(
     train='CSV', valid='CSV', test='CSV', exclude='CSV', root='DIR', folder='DIR', out='DIR', methods_from='FILE.py',
-    columns='FILENAME,LABEL', patient='COLUMN', groups='COLUMN', by='COLUMN,...', patient_from='REGEX',
+    columns='FILENAME,LABEL', tune='GRID', patient='COLUMN', groups='COLUMN', by='COLUMN,...', patient_from='REGEX',
     allow_overlap='WHAT', methods='NAME,...', arch='NAME,...', n_per_class='N', milestones='SHARE,...')
 
 # %% ../../nbs/87_compare.cli.ipynb #f4db6caa
@@ -113,6 +116,8 @@ _epilog = """examples:
   every method, and two settings of one:
     ols_compare --data brain_regions --arch small_cnn --size 40 --methods all --out all
     ols_compare --data brain_regions --arch small_cnn --size 40 --methods ols,ols:alpha=0.8 --out alpha
+  alpha chosen on the validation images:
+    ols_compare --data brain_regions --arch small_cnn --size 40 --methods hard --tune ols:alpha=.3,.5,.7,.9 --out tuned
 
 The CSVs have a header with the columns filename and label. Results go to --out: results.csv and history.csv,
 runs/ with the predictions, models/ with the weights, pictures and report.html;

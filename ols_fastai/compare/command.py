@@ -20,6 +20,7 @@ from ..train.models import *
 from .settings import *
 from .runs import *
 from .results import *
+from .results import run_title
 from .comparison import *
 from .comparison import Comparison, check_bins, locked, read_images
 
@@ -148,7 +149,8 @@ def _comparisons(a, settings):
     if not archs: raise ValueError("no network given: --arch resnet50, for example")
     check_bins(a.bins)
     def folder(arch): return out/model_name(arch) if len(archs)>1 else out
-    return {arch: Comparison(folder(arch), a.methods, a.seeds, Settings(**{**settings, 'arch':arch})) for arch in archs}
+    def one(arch): return Settings(**{**settings, 'arch':arch})
+    return {arch: Comparison(folder(arch), a.methods, a.seeds, one(arch), a.tune) for arch in archs}
 
 def _check_columns(df, names):
     "Raises `ValueError` for a column to report by that is not there"
@@ -167,13 +169,26 @@ def _train_all(comparisons, a, console):
         failed += [f'{arch}: {o}' if len(comparisons)>1 else o for o in c.failed.values()]
     return results,failed
 
+def _tuned_text(c):
+    "For each method that was tuned, which values were chosen, and whether a better one may lie beyond the grid"
+    out = {}
+    for (name,setting),d in pd.DataFrame(c.chosen).groupby(['method','setting'], sort=False) if c.chosen else ():
+        best = d[d.chosen]
+        values = ', '.join(f'{v} ({n} of {len(best)} seeds)' for v,n in best.value.value_counts(sort=False).items())
+        edge = '; at the edge of the grid: a better one may lie beyond' if best.at_edge.any() else ''
+        out[run_title(name)] = f'{setting} {values}{edge}'
+    return out
+
 def _show(arch, c, results, a, console):
     "Pictures, report and tables of a network; the files"
     if a.several: console.rule(arch, align='left')
     print_summary(results, console)
+    tuned = _tuned_text(c)
+    for k,v in tuned.items(): _say(console, f'{k}: {v}')
     df,root = c.lists['train'],c.lists['root']
-    report = save_report(c.out, c.methods, df, root, a.bins, by=_words(a.by), groups=a.groups)
-    return [c.out/'results.csv', c.out/'history.csv', *save_figures(c.out, c.methods, a.bins), *L(report)]
+    report = save_report(c.out, c.methods, df, root, a.bins, _words(a.by), a.groups, tuned)
+    tables = ['results.csv','history.csv'] + ['tuned.csv']*bool(tuned)
+    return [*(c.out/o for o in tables), *save_figures(c.out, c.methods, a.bins), *L(report)]
 
 def _show_all(comparisons, results, a, console):
     files = [fn for arch,r in results.items() for fn in _show(arch, comparisons[arch], r, a, console)]

@@ -19,11 +19,12 @@ from ..train.methods import *
 from ..train.models import *
 from ..calibration.metrics import *
 from .settings import *
+from .statistics import read_grids
 from .runs import *
 from .processes import check_processes
 from .runs import check_same_settings, remove_unfinished
 from .results import *
-from .results import StoredTables
+from .results import StoredTables, rows_table
 
 # %% ../../nbs/85_compare.comparison.ipynb #b6342932
 def _check_one_label(labels):
@@ -99,13 +100,22 @@ class Comparison:
         out:str|Path, # Folder for the results
         methods, # See `check_methods`
         seeds:int, # Runs of each method
-        settings:Settings # How to train
+        settings:Settings, # How to train
+        tune:str|None=None # Settings of which the best is taken, see `read_grids`
     ):
         self.out,self.methods,self.seeds,self.settings = Path(out),check_methods(methods),seeds,settings
+        self._add_grids(tune or '')
         if seeds<1: raise ValueError(f"seeds must be at least 1, got {seeds}")
         check_network(settings)
         check_processes(settings.bs)
         self.failed,self.baselines = {},{}
+
+    def _add_grids(self, text):
+        "Train what is tuned too; a value that is a method already is that one"
+        known,self.grids = {str(parse_method(o)): o for o in self.methods},[]
+        for grid in read_grids(text):
+            self.grids.append((grid, [known.setdefault(str(parse_method(o)), o) for o in grid.methods]))
+        if self.grids: self.methods = check_methods(list(known.values()))
 
     def set_images(self,
         lists:dict, # Arguments of `image_dls`
@@ -211,6 +221,18 @@ def _measure(self:Comparison, method, seed, tables):
     tables.write()
     return rows,None
 
+@patch
+def _finish(self:Comparison, tables):
+    "Rows of ensembles and of what was tuned; the rows of `tuned.csv`"
+    tables.add_ensembles()
+    df = self.lists['train']
+    patients = df.patient[df['split']=='valid'] if 'patient' in df else None
+    chosen = [row for o in self.grids for row in tables.add_tuned(*o, self.seeds, patients)]
+    tables.write()
+    if chosen: write_csv(pd.DataFrame(chosen), self.out/'tuned.csv')
+    names = [*(f'{grid.name} tuned' for grid,_ in self.grids), *(f'{o} ensemble' for o in self.methods)]
+    return [row for o in names for row in tables.extra.get(o, [])],chosen
+
 def _run_line(title, row, made_before):
     ece = next(o for o in row if o.startswith('ECE'))
     took = 'made before' if made_before else f"{row['seconds']:.0f} s"
@@ -235,15 +257,16 @@ def train(self:Comparison,
     n_bins:int, # Bins of the ECE
     num_workers:int|None, # Threads that read images
     console:Console # Where progress is shown
-)->pd.DataFrame: # Two rows per run
+)->pd.DataFrame: # Two rows per run, and per ensemble of several seeds
     "The table of all runs, those that are not there trained. What fails is in `failed`; raises `RunFailed` if all do"
     tables,rows = StoredTables(self.out, n_bins),[]
     with locked(self.out), Progress(*_columns, console=console, transient=True) as progress:
         for method,seed in self.runs:
             try: rows += self._run_or_load(method, seed, tables, progress, num_workers)
             except RunFailed as e: self.failed[method,seed] = str(e)
+        more,self.chosen = first_process(self._finish, tables)
     if not rows: raise RunFailed(first(self.failed.values()))
-    return pd.DataFrame(rows)
+    return rows_table(rows+more)
 
 # %% ../../nbs/85_compare.comparison.ipynb #4a84db55
 @with_settings
@@ -255,6 +278,7 @@ def compare(
     root:str|Path|None=None, # Folder that file names are relative to; default: the training list's
     methods:list|tuple|str=('hard','ls','ols'), # Which `METHODS`, with settings ('ls:eps=0.03'); ['all'] for all
     seeds:int=1, # Runs of each method
+    tune:str|None=None, # Take the best on the validation images, by refinement: 'ols:alpha=.3,.5,.7,ls:eps=.05,.1'
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`, such as `check_images` makes
     patient:str|None='patient', # Column of patients, none of whom may be in two splits, if there is such a column
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
@@ -266,8 +290,11 @@ def compare(
 )->pd.DataFrame: # Two rows per run, as trained and after temperature scaling; also in `out/results.csv`
     """Train the same network with each method and each seed, and measure each on the test set.
 
+    A method with several runs in `out` also has two rows for their ensemble, 'ols ensemble', whose `seed` is missing;
+    what is tuned has two rows per seed, 'ols tuned', and `out/tuned.csv` tells how each value did.
+
     Warns of runs that have failed, and raises `ValueError` if all have"""
-    c = Comparison(out, methods, seeds, Settings(**kwargs))
+    c = Comparison(out, methods, seeds, Settings(**kwargs), tune)
     check_bins(n_bins)
     c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
                               patient_from=patient_from))
@@ -331,6 +358,7 @@ def plan_comparison(
     root:str|Path|None=None, # Folder that file names are relative to; default: the training list's
     methods:list|tuple|str=('hard','ls','ols'), # Which `METHODS` to compare, as in `compare`
     seeds:int=1, # Runs of each method
+    tune:str|None=None, # Settings to tune, as in `compare`
     exclude=None, # Images to leave out: a CSV or a table with the column `filename`
     patient:str|None='patient', # Column of patients, none of whom may be in two splits
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
@@ -340,7 +368,7 @@ def plan_comparison(
     **kwargs
 )->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
     "What `compare` with the same arguments would do"
-    c = Comparison(out, methods, seeds, Settings(**kwargs))
+    c = Comparison(out, methods, seeds, Settings(**kwargs), tune)
     c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
                               patient_from=patient_from))
     return first_process(c.plan, batches, num_workers)

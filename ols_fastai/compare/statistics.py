@@ -6,8 +6,10 @@
 __all__ = ['mean_interval', 'summarize_seeds', 'paired_differences']
 
 # %% ../../nbs/81_compare.statistics.ipynb #7f61f467
+from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
+from ..train.methods import parse_method
 from ..calibration.resampling import holm
 
 # %% ../../nbs/81_compare.statistics.ipynb #2e5d6953
@@ -72,7 +74,9 @@ def paired_differences(
 )->pd.DataFrame: # One row per method and measure: `difference`, `low`, `high`, `p`, `p_holm`, `seeds`
     """Differences to other methods, seed by seed, with t-intervals and p-values, plain and corrected for all rows.
 
-    Raises `ValueError` for a method that lacks seeds, or has several rows for one"""
+    Ensembles have no seed and are left out. Raises `ValueError` for a method that lacks seeds, or has several rows for
+    one"""
+    results = results[results.seed.notna()]
     _check_one_row(results)
     wide = results.pivot(index='seed', columns='method')
     if others is None: others = [o for o in results.method.unique() if o!=ours]
@@ -81,3 +85,51 @@ def paired_differences(
     out = pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(pairs, names=['against','measure']))
     out.insert(4, 'p_holm', holm(out.p))
     return out
+
+# %% ../../nbs/81_compare.statistics.ipynb #d9af1fef
+class Grid(NamedTuple):
+    "Values of a method's setting, of which the best on the validation images is taken"
+    name:str # The method, with the settings that all share
+    setting:str # What is tuned
+    values:list # In rising order, where they are numbers
+
+    @property
+    def methods(self): return [f'{self.name}:{self.setting}={o}' for o in self.values]
+
+    @property
+    def ordered(self): return all(type(o) in (int,float) for o in self.values)
+
+def _grid(head, words):
+    "A grid of a method's name with settings, the last of which has several values"
+    rest,_,value = head.rpartition('=')
+    name,_,setting = rest.rpartition(':')
+    if not name:
+        raise ValueError(f"tune takes a method, one of its settings, and values: ols:alpha=.3,.5,.7; got {head!r}")
+    methods = [f'{name}:{setting}={o}' for o in (value,*words)]
+    values = [parse_method(o)[1][setting] for o in methods]
+    if len(set(map(str, values)))<max(2, len(values)):
+        raise ValueError(f"tune needs at least two values of {name}:{setting}, all different, got {values}")
+    grid = Grid(name, setting, values)
+    return grid._replace(values=sorted(values)) if grid.ordered else grid
+
+def read_grids(
+    text:str # 'ols:alpha=.3,.5,.7,ls:eps=.05,.1'
+)->list: # A `Grid` for each method
+    "Read what shall be tuned. Raises `ValueError` for what is no grid, and what `parse_method` raises"
+    grids = []
+    for word in filter(None, (o.strip() for o in text.split(','))):
+        if ':' in word or not grids: grids.append((word,[]))
+        else: grids[-1][1].append(word)
+    grids = [_grid(*o) for o in grids]
+    names = [o.name for o in grids]
+    twice = [o for o in names if names.count(o)>1]
+    if twice: raise ValueError(f"tune takes one setting of a method, and {twice[0]} has two")
+    return grids
+
+def choose(
+    grid:Grid, # With a score for each value
+    scores # The less, the better
+)->tuple: # Index of the best, and whether it is at the edge
+    "The best value of a grid, and whether a better one may lie beyond"
+    best = int(np.argmin(scores))
+    return best,grid.ordered and best in (0,len(grid.values)-1)
