@@ -1,5 +1,6 @@
 "Tiny learners that train in a blink."
 import random
+import matplotlib.pyplot as plt
 import pytest, torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -37,3 +38,8 @@ def weights(learn): return torch.cat([o.detach().flatten() for o in learn.model.
 @pytest.fixture(autouse=True)
 def seeded():
     with no_random(0): yield
+
+@pytest.fixture(autouse=True)
+def _no_figures_for_the_next_test():
+    yield
+    plt.close('all')
