@@ -14,6 +14,7 @@ from scipy.special import expit
 from .metrics import *
 from .metrics import _chunks, _edges
 from .resampling import *
+from .resampling import _quantile
 from .curves import *
 
 # %% ../../nbs/53_calibration.classes.ipynb #e0000002
@@ -22,10 +23,7 @@ def _error(influence, codes):
     D = np.bincount(codes, influence)
     return np.sqrt((D**2).sum()*len(D)/max(1, len(D)-1))/len(influence)
 
-def _quantile(codes, level):
-    "Of the normal distribution, by group Student's"
-    G,tail = codes.max()+1,(1+level)/2
-    return stats.norm.ppf(tail) if G==len(codes) else stats.t.ppf(tail, max(1, G-1))
+
 
 def _count_groups(codes): return np.count_nonzero(np.bincount(codes))
 

@@ -42,7 +42,7 @@ def _finding_verdict(R, name, o):
 def _direction(o, off):
     "Of the findings that are off, how many are commoner than their probabilities say, and the worst"
     if not off: return ''
-    ratio = class_table(o.preds, o.targs, o.vocab).loc[off, 'O/E']
+    ratio = pd.Series(o.targs.sum(0)/o.preds.double().sum(0), o.vocab)[off]
     worst = np.log(ratio).abs().idxmax()
     return (f'; {int((ratio>1).sum())} of them are more frequent than their probabilities say, {int((ratio<1).sum())} '
             f'less; furthest off: {worst}, {ratio[worst]:.2f} times as frequent')

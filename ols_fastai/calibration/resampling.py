@@ -83,6 +83,11 @@ def _effective_count(hits, codes):
     variance = G/(G-1)*(D**2).sum()/N**2 if G>1 else np.inf
     return min(N, share*(1-share)/variance) if variance>0 else N
 
+def _quantile(codes, level):
+    "Of the normal distribution, by group Student's"
+    G,tail = codes.max()+1,(1+level)/2
+    return stats.norm.ppf(tail) if G==len(codes) else stats.t.ppf(tail, max(1, G-1))
+
 def proportion_interval(
     hits, # (N,) bools: what the share is of
     groups=None, # (N,) patient or other group of each sample
@@ -96,7 +101,7 @@ def proportion_interval(
     G,share = codes.max()+1,hits.mean()
     if G<len(hits) and G==1: return share,0.,1.
     count = _effective_count(hits, codes)
-    q = stats.norm.ppf((1+level)/2) if G==len(hits) else stats.t.ppf((1+level)/2, G-1)
+    q = _quantile(codes, level)
     middle = (share + q**2/2/count)/(1 + q**2/count)
     half = q/(1 + q**2/count)*np.sqrt(share*(1-share)/count + (q/2/count)**2)
     return share,max(0., min(share, middle-half)),min(1., max(share, middle+half))
@@ -160,8 +165,7 @@ def _widened(codes, level):
     "Factor for percentiles of few groups, whose draws vary too little (Hesterberg 2015, section 3.3)"
     if codes is None or codes.max()+1==len(codes): return 1.
     G = codes.max()+1
-    tail = (1+level)/2
-    return stats.t.ppf(tail, G-1)/stats.norm.ppf(tail)*(G/(G-1))**.5
+    return _quantile(codes, level)/stats.norm.ppf((1+level)/2)*(G/(G-1))**.5
 
 def _intervals(draws, value, level, codes):
     """Percentiles of the draws, moved by the value minus the draws' mean, for groups widened. NaNs among the draws are
