@@ -79,7 +79,7 @@ def plot_soft_labels(
     S:Tensor, # (K,K), row y is the target of class y
     class_names:list, # K names
     title:str='Soft labels', # Above the picture
-    n:int|None=40 # Classes to show, at most: those that share the most with another one; None: all
+    n:int|None=12 # Classes to show, at most: those that share the most with another one; None: all
 )->plt.Figure:
     "Heat map of soft labels, in an order that brings similar classes together. Up to 12 classes have their numbers"
     S = _check_S(S, class_names)
