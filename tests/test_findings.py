@@ -131,7 +131,7 @@ def test_two_networks_of_findings(tmp_path):
     assert re.search('sure: macro AUROC [^:]*: 14 of 14 are off beyond chance: f.* and 8 more', words)
     of = np.arange(500)%2==0
     row = class_table(runs['sure']['preds'][:500][of], y[:500][of], runs['sure']['vocab']).loc['f3']
-    ratios = text.split('sure, by site: images with a finding over those')[1].split('</table>')[0]
+    ratios = text.split('sure, by site: images with a finding over those')[-1].split('</table>')[0]
     assert 'x (250)' in ratios
     assert f"{row['O/E']:.2f} ({row['O/E_low']:.2f}\xa0to\xa0{row['O/E_high']:.2f})" in ratios
     d = findings_difference(runs['sure']['preds'], runs['good']['preds'], y[:500])

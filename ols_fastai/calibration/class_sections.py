@@ -9,6 +9,7 @@ __all__ = ['short_interval']
 import numpy as np, pandas as pd
 from fastai.basics import *
 from .page import *
+from .pictures import *
 from .resampling import *
 from .classes import *
 from .interpretation import *

@@ -21,6 +21,7 @@ from .interpretation import *
 from .interpretation import check_judged
 from .groups import *
 from .plots import *
+from .one_class import *
 
 # %% ../../nbs/66_calibration.sections.ipynb #a4ad415f
 most_drawn = 6  # networks in one picture; more can't be told apart
@@ -105,7 +106,7 @@ def gap_interval(
 
 def _of_the_sure(R, s, level=.9):
     "How often predictions with a high confidence are right"
-    of,least = s.confidence>=level,percent_text(level, 0)
+    of,least = s.confidence>=level-1e-6,percent_text(level, 0)  # .9 in fp32 is less
     n = int(of.sum())
     if not n: return f'No prediction has a confidence of {least} or more.'
     share,low,high = proportion_interval(s.correct[of], None if R.patients is None else R.patients[of])
