@@ -191,7 +191,7 @@ def _lead_first(names):
 def _as_percent(t):
     "The mean confidence in per cent, as it stands in the Summary"
     t = t.rename({'mean confidence': 'mean confidence %'})
-    t.loc['mean confidence %'] *= 100
+    t.loc['mean confidence %', ['value','low','high']] *= 100
     return t
 
 def _measure_tables(R):
@@ -250,6 +250,7 @@ def _differences(R):
     others,columns = {k: o for k,o in R.runs.items() if k!=name},{}
     def add(k, o):
         d = difference_table(o, one, R.n_bins, **R.resampling)
+        if not R.multi_label: d = _as_percent(d)
         columns[f'{k} minus {name}'] = {m: _difference_text(r, m) for m,r in d.iterrows()}
     notes = attempt_each(R, f'minus {name}', add, others)
     if not columns: return notes
