@@ -11,8 +11,8 @@ processes are the steadier measure; both are written down, with the machine's lo
 and `cv2.resize` with the interpolation that ours takes, in as many threads, 16 files a task, and nothing else: no
 batch, no floats. `ours, 1 channel` is for networks that take grey images as they are. `ours, a task an image` shows
 what the hand-over between threads costs. `ours, cache` is a later epoch, whose images the first has kept; `bytes`
-copies them from where they lie, in one thread. `spdl` is spdl-core's pipeline as its documentation has it, a stage for each
-image; it is left out where spdl-core is not installed.
+copies them from where they lie, in one thread. `spdl` is spdl-core's pipeline as its documentation has it, a stage for
+each image; it is left out where spdl-core is not installed.
 """
 import itertools, os, resource, statistics, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
