@@ -80,6 +80,7 @@ plain = {'hard':'hard', 'LS':'ls:eps=0.1', 'OLS':'ols:alpha=0.5'}
 primary = ('hard','OLS','OLS, folds')
 uniform_first,on_valid = 'one uniform epoch, then hard','hard, on validation images too'
 secondary = ('LS', uniform_first, on_valid, 'two-stage OLS', *tuned)
+more_methods = ('tfkd_self','cpls','ls_plus','focal','flsd53','dual_focal','mdca','mbls','maxsup','mixup')
 ideas = ("OLS's diagonal, uniform rest", 'OLS, a fold left out in each epoch')
 
 # ---- images, once in memory
@@ -169,7 +170,8 @@ def trained(run, im, train, valid, cb=None, *cbs, loss=None):
     with no_random(run.init):
         net = small_cnn(len(dls.vocab), width, channels=1).to(memory_format=torch.channels_last)
         learn = Learner(dls, net, loss_func=loss or CrossEntropyLossFlat(), cbs=ChannelsLast())
-        with quiet_learner(learn): learn.fit_one_cycle(run.epochs, s['lr'], cbs=[NoValidation(), *L(cb), *cbs])
+        unseen = [] if run.method=='cpls' else [NoValidation()]  # which learns from the validation images
+        with quiet_learner(learn): learn.fit_one_cycle(run.epochs, s['lr'], cbs=[*unseen, *L(cb), *cbs])
     return learn
 
 def logits(net, im, df):
@@ -231,26 +233,37 @@ class RotatingFolds(Callback):
 def setting(run):
     "What a method's name stands for: itself, a default, or what was chosen on the pilot samples"
     if run.method in plain: return plain[run.method]
+    if run.method in more_methods: return run.method
     return chosen(run.data)[run.method] if run.method in tuned else None
 
-def made(run):
+def made(run, im):
     "Loss and callback of a method, as `compare` makes them"
     name,given = parse_method(setting(run))
+    if METHODS[name].needs_baseline: given['baseline'] = kept_learner(run.other('hard'), im)
     return METHODS[name].make(**given)
 
 def weights(net): return {f'net.{k}': v.float() for k,v in net.state_dict().items()}
 
-def plain_run(run, im):
-    "Hard labels, label smoothing, OLS, Tf-KD. The primary family is exported with the temperature of 20 a class"
+def kept_learner(run, im):
+    "A learner with the weights of a run"
     train,valid = drawn(run, im)
-    loss,cb = made(run)
+    kept,_ = load_tensors(run.fn)
+    net = small_cnn(len(im.classes), width, channels=1)
+    net.load_state_dict({k[4:]: v for k,v in kept.items() if k.startswith('net.')})
+    learn = Learner(DataLoaders(batches(im, train), batches(im, valid)), net, loss_func=CrossEntropyLossFlat())
+    learn.dls.vocab = list(im.classes)
+    return learn
+
+def plain_run(run, im):
+    "A method of the package. The primary family is exported with the temperature of 20 images a class"
+    train,valid = drawn(run, im)
+    loss,cb = made(run, im)
     online = TrainingPredictions()
     learn = trained(run, im, train, valid, cb, online, loss=loss)
     out = predicted(learn, im, valid)
-    if run.method=='OLS':
-        T = torch.tensor(online.temperature())
-        out.update(weights(learn.model), S=cb.S.clone().float(), T_training=T)
+    if run.method=='OLS': out.update(S=cb.S.clone().float(), T_training=torch.tensor(online.temperature()))
     if run.method in primary:
+        out.update(weights(learn.model))
         calibrate(learn, dl=batches(im, valid))
         out.update(exported=as_exported(learn, im), T_exported=torch.tensor(learn.model.T))
     return out
@@ -258,11 +271,7 @@ def plain_run(run, im):
 def folds_run(run, im):
     "OLS that was trained already, and five more networks that are trained without a fifth of the images each"
     train,valid = drawn(run, im)
-    kept,_ = load_tensors(run.other('OLS').fn)
-    net = small_cnn(len(im.classes), width, channels=1)
-    net.load_state_dict({k[4:]: v for k,v in kept.items() if k.startswith('net.')})
-    learn = Learner(DataLoaders(batches(im, train), batches(im, valid)), net, loss_func=CrossEntropyLossFlat())
-    learn.dls.vocab = list(im.classes)
+    learn = kept_learner(run.other('OLS'), im)
     def fit(df): return trained(run, im, df[df.split=='train'], df[df.split=='valid'], OLSCallback())
     found = cross_calibrate(learn, train.assign(split='train'), fit, seed=run.sample)
     out = dict(exported=as_exported(learn, im), T=torch.tensor(found.T), rho=torch.tensor(found.rho))
@@ -324,7 +333,7 @@ def all_runs():
     "Each once"
     parts = [main_runs(primary, 0, 5), length_runs(3), main_runs(primary, 5, 12), main_runs(secondary, 0, 5),
              few_runs(('hard','LS','OLS','OLS, folds',on_valid), noise), grid_runs(), main_runs(primary, 12, 20),
-             few_runs(ideas), main_runs(secondary, 5, 20)]
+             few_runs(ideas), main_runs(secondary, 5, 20), few_runs(more_methods)]
     return list(dict.fromkeys(itertools.chain(*parts)))
 
 # ---- pilot: the length of the training, and tuned settings, on validation images alone
@@ -370,7 +379,7 @@ def run_all(mednist, i=0, n=1):
     for run in all_runs()[int(i)::int(n)]:
         needs = run.other('OLS')
         waits = run.method in ('OLS, folds','two-stage OLS') and not needs.fn.exists()
-        if waits: do(needs, images(run.data, mednist))
+        if waits: do(needs, images(run.data, mednist))  # another process may have it to do
         if not run.fn.exists(): print(do(run, images(run.data, mednist)), flush=True)
 
 # ---- what a run says
@@ -483,7 +492,8 @@ ours = {**dict.fromkeys(others, '20'), on_valid: '2'}
 more_asked = [*((k,hard) for k in ours.items()), *((('OLS','20'),k) for k in ours.items() if k[0]!='OLS'),
               (('OLS','folds'),('hard','2')), (('OLS','folds'),('OLS','2')), (('OLS','folds'),('OLS','20')),
               *(((a,n),('hard',n)) for a in ('OLS','LS') for n in ('none','2','5')), (hard,('hard','none')),
-              *(((o,'20'),hard) for o in ideas), *(((o,h),('OLS',h)) for o in ideas for h in ('none','20')),
+              *(((o,'20'),hard) for o in (*ideas, *more_methods)),
+              *(((o,h),('OLS',h)) for o in ideas for h in ('none','20')),
               (('OLS','training'),('OLS','20')), ((ideas[1],'rotating'),(ideas[1],'20')),
               *(((f'OLS, targets taken out: {o}',h),('OLS',h)) for o in ('EM','inverse') for h in ('none','20'))]
 
