@@ -489,13 +489,17 @@ hard = ('hard','20')
 asked = [(('OLS','20'),hard), (('OLS','folds'),hard)]  # the primary family, in NLL and |gap|
 others = ('OLS', 'LS', 'OLS, mean of 5 folds', uniform_first, 'two-stage OLS', *tuned)
 ours = {**dict.fromkeys(others, '20'), on_valid: '2'}
-more_asked = [*((k,hard) for k in ours.items()), *((('OLS','20'),k) for k in ours.items() if k[0]!='OLS'),
+tried = (uniform_first, 'two-stage OLS', *ideas)
+ensembles = [((f'{o}, ensemble','20'),hard) for o in ('hard','OLS')]
+baselines = [k for k in ours.items() if k[0] not in ('OLS',*tried)]
+more_asked = [*((k,hard) for k in ours.items()), *((('OLS','20'),k) for k in baselines),
               (('OLS','folds'),('hard','2')), (('OLS','folds'),('OLS','2')), (('OLS','folds'),('OLS','20')),
               *(((a,n),('hard',n)) for a in ('OLS','LS') for n in ('none','2','5')), (hard,('hard','none')),
               *(((o,'20'),hard) for o in (*ideas, *more_methods)),
-              *(((o,h),('OLS',h)) for o in ideas for h in ('none','20')),
+              *(((o,h),('OLS',h)) for o in tried for h in ('none','20')),
               (('OLS','training'),('OLS','20')), ((ideas[1],'rotating'),(ideas[1],'20')),
-              *(((f'OLS, targets taken out: {o}',h),('OLS',h)) for o in ('EM','inverse') for h in ('none','20'))]
+              *(((f'OLS, targets taken out: {o}',h),('OLS',h)) for o in ('EM','inverse') for h in ('none','20')),
+              *ensembles, (ensembles[1][0],ensembles[0][0])]
 
 def half(d): return stats.t.ppf(.975, len(d)-1)*d.std(ddof=1)/len(d)**.5 if len(d)>1 else np.nan
 
@@ -563,7 +567,8 @@ def with_images(row, mednist, w):
 def differences(df, mednist):
     "The primary family, and everything else"
     df = df.assign(**{'|gap|': df.gap.abs()})
-    df = df[(df['init']==df['sample'])&(df.epochs==df.data.map({k: s['epochs'] for k,s in settings.items()}))]
+    df = df[(df['init']==-1)|(df['init']==df['sample'])]  # -1: ensembles
+    df = df[df.epochs==df.data.map({k: s['epochs'] for k,s in settings.items()})]
     rows = []
     for (data,labels,part),d in df.groupby(['data','labels','images'], sort=False):
         where,whole = dict(data=data, labels=labels),data=='BrainRegions'
