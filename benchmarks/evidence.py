@@ -314,9 +314,9 @@ def main_runs(methods, first, last):
             for j in range(round(i*n), round((i+1)*n)):
                 yield from (Run(data, 'right', s['epochs'], j, j, o) for o in methods)
 
-def few_runs(methods, labels=dict(BrainRegions=['right'], MedNIST=['right'])):
+def few_runs(methods, first, last, labels=dict(BrainRegions=['right'], MedNIST=['right'])):
     "Part by part, so that what is there at any time is a smaller study of everything"
-    for part,(data,s) in itertools.product(range(5), settings.items()):
+    for part,(data,s) in itertools.product(range(first, last), settings.items()):
         some = range(part*s['few']//5, (part+1)*s['few']//5)
         for i,kind in itertools.product(some, labels[data]):
             yield from (Run(data, kind, s['epochs'], i, i, o) for o in methods)
@@ -324,20 +324,21 @@ def few_runs(methods, labels=dict(BrainRegions=['right'], MedNIST=['right'])):
 def length_runs(data, n):
     for i,epochs,o in itertools.product(range(n), lengths, plain): yield Run(data, 'right', epochs, i, i, o)
 
-def grid_runs():
-    for data,s in settings.items():
-        for i,j in itertools.product(range(s['grid']), repeat=2):
-            yield from (Run(data, 'right', s['epochs'], i, j, o) for o in ('hard','OLS'))
+def grid_runs(data):
+    s = settings[data]
+    for i,j in itertools.product(range(s['grid']), repeat=2):
+        yield from (Run(data, 'right', s['epochs'], i, j, o) for o in ('hard','OLS'))
 
 noise = dict(BrainRegions=['random','neighbours'], MedNIST=['random'])
 
 def all_runs():
     "Each once"
+    noisy = ('hard','LS','OLS','OLS, folds',on_valid)
     parts = [main_runs(primary, 0, 5), length_runs('MedNIST', 10), length_runs('BrainRegions', 2),
-             main_runs(primary, 5, 10), few_runs(('hard','LS','OLS','OLS, folds',on_valid), noise),
-             main_runs(secondary, 0, 5), main_runs(primary, 10, 15), grid_runs(), few_runs(ideas),
-             main_runs(primary, 15, 20), length_runs('BrainRegions', 3), main_runs(secondary, 5, 20),
-             few_runs(more_methods)]
+             main_runs(primary, 5, 10), few_runs(noisy, 0, 3, noise), main_runs(secondary, 0, 3), few_runs(ideas, 0, 3),
+             main_runs(primary, 10, 15), grid_runs('MedNIST'), main_runs(secondary, 3, 5), few_runs(noisy, 3, 5, noise),
+             main_runs(primary, 15, 20), few_runs(ideas, 3, 5), grid_runs('BrainRegions'), length_runs('BrainRegions', 3),
+             few_runs(more_methods, 0, 5), main_runs(secondary, 5, 20)]
     return list(dict.fromkeys(itertools.chain(*parts)))
 
 # ---- pilot: the length of the training, and tuned settings, on validation images alone
