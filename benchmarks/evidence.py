@@ -334,12 +334,13 @@ noise = dict(BrainRegions=['random','neighbours'], MedNIST=['random'])
 def all_runs():
     "Each once"
     noisy = ('hard','LS','OLS','OLS, folds',on_valid)
-    parts = [main_runs(primary, 0, 5), length_runs('MedNIST', 10), length_runs('BrainRegions', 2),
-             main_runs(primary, 5, 10), main_runs(secondary, 0, 3), few_runs(noisy, 0, 2, noise), few_runs(ideas, 0, 2),
-             main_runs(primary, 10, 15), few_runs(noisy, 2, 3, noise), grid_runs('MedNIST'), main_runs(secondary, 3, 5),
-             main_runs(primary, 15, 20), few_runs(noisy, 3, 5, noise), few_runs(ideas, 2, 5),
-             grid_runs('BrainRegions'), length_runs('BrainRegions', 3), few_runs(more_methods, 0, 5),
-             main_runs(secondary, 5, 20)]
+    untuned = [o for o in secondary if o not in tuned]
+    parts = [main_runs(primary, 0, 5), length_runs('MedNIST', 10), length_runs('BrainRegions', 1),
+             main_runs(primary, 5, 8), main_runs(untuned, 0, 2), few_runs(noisy, 0, 1, noise),
+             main_runs(primary, 8, 10), few_runs(ideas, 0, 1), few_runs(noisy, 1, 2, noise), main_runs(untuned, 2, 5),
+             main_runs(primary, 10, 20), length_runs('BrainRegions', 3), grid_runs('MedNIST'),
+             main_runs(secondary, 0, 5), few_runs(noisy, 2, 5, noise), few_runs(ideas, 1, 5),
+             grid_runs('BrainRegions'), few_runs(more_methods, 0, 5), main_runs(secondary, 5, 20)]
     return list(dict.fromkeys(itertools.chain(*parts)))
 
 # ---- pilot: the length of the training, and tuned settings, on validation images alone
