@@ -518,10 +518,12 @@ def paired(df, a, b, measure):
     both = pd.concat(pair, axis=1, join='inner').to_numpy()
     return both if len(both)>1 else None
 
-def per_image(runs_, key, im, part):
+@cache
+def per_image(there, key, part, mednist):
     "Losses, and confidence minus being right, of each run (runs, images)"
+    im = images(there[0].data, mednist)
     loss,gap,targs = [],[],im.targs(im.of(part))
-    for run in runs_:
+    for run in there:
         p = probabilities(run.other(file_of(key)), im, part, key)
         top,at = p.max(1)
         loss.append(-p.gather(1, targs[:,None])[:,0].log())
@@ -562,12 +564,12 @@ def file_of(key): return 'OLS, folds' if key[1]=='folds' or key[0]=='OLS, mean o
 
 def with_images(row, mednist, w):
     "The intervals of a comparison that draw test images too"
-    s,im = settings[row['data']],images(row['data'], mednist)
+    s = settings[row['data']]
     a,b = (row['method'],row['calibrated']),(row['against'],row['against_calibrated'])
     every = [Run(row['data'], row['labels'], s['epochs'], i, i, '') for i in range(s['runs'])]
-    there = [o for o in every if o.other(file_of(a)).fn.exists() and o.other(file_of(b)).fn.exists()]
+    there = tuple(o for o in every if o.other(file_of(a)).fn.exists() and o.other(file_of(b)).fn.exists())
     x = 0 if row['measure']=='NLL' else 1
-    both = (per_image(there, o, im, row['images'])[x] for o in (a,b))
+    both = (per_image(there, o, row['images'], mednist)[x] for o in (a,b))
     (low,high),(low1,high1) = both_drawn(*both, w, row['measure'])
     return dict(low_both=low, high_both=high, low_images=low1, high_images=high1)
 
