@@ -316,7 +316,7 @@ def main_runs(methods, first, last):
 
 def few_runs(methods, first, last, labels=dict(BrainRegions=['right'], MedNIST=['right'])):
     "Part by part, so that what is there at any time is a smaller study of everything"
-    for part,(data,s) in itertools.product(range(first, last), settings.items()):
+    for part,(data,s) in itertools.product(range(first, last), reversed(settings.items())):
         some = range(part*s['few']//5, (part+1)*s['few']//5)
         for i,kind in itertools.product(some, labels[data]):
             yield from (Run(data, kind, s['epochs'], i, i, o) for o in methods)
@@ -336,8 +336,8 @@ def all_runs():
     noisy = ('hard','LS','OLS','OLS, folds',on_valid)
     untuned = [o for o in secondary if o not in tuned]
     parts = [main_runs(primary, 0, 5), length_runs('MedNIST', 10), length_runs('BrainRegions', 1),
-             main_runs(primary, 5, 8), main_runs(untuned, 0, 2), few_runs(noisy, 0, 1, noise),
-             main_runs(primary, 8, 10), few_runs(ideas, 0, 1), few_runs(noisy, 1, 2, noise), main_runs(untuned, 2, 5),
+             main_runs(primary, 5, 8), main_runs(untuned, 0, 3), few_runs(noisy, 0, 1, noise), few_runs(ideas, 0, 1),
+             main_runs(primary, 8, 10), few_runs(noisy, 1, 2, noise), main_runs(untuned, 3, 5),
              main_runs(primary, 10, 20), length_runs('BrainRegions', 3), grid_runs('MedNIST'),
              main_runs(secondary, 0, 5), few_runs(noisy, 2, 5, noise), few_runs(ideas, 1, 5),
              grid_runs('BrainRegions'), few_runs(more_methods, 0, 5), main_runs(secondary, 5, 20)]
