@@ -622,7 +622,8 @@ def table(mednist):
     rounded = df.round({o: 6 for o in df.select_dtypes('float')})
     write_table(rounded, 'evidence.csv')
     write_table(differences(df, mednist).round(6), 'evidence_differences.csv')
-    write_table(pd.DataFrame(components(df)).round(6), 'evidence_variance.csv')
+    found = pd.DataFrame(components(df))  # none before a grid is complete
+    if len(found): write_table(found.round(6), 'evidence_variance.csv')
     out = pd.read_csv(Path(__file__).parent/'evidence_differences.csv')
     shown = ['data','measure','method','calibrated','runs','mean','mean_against','difference','low','high','p_holm']
     print(out[out.family=='primary'][shown].round(4).to_string())
