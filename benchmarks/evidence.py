@@ -63,7 +63,7 @@ from ols_fastai.train.ols import OLSCallback
 from ols_fastai.calibration.curves import aurc
 from ols_fastai.calibration.metrics import confidence_gap, summary_metrics
 from ols_fastai.calibration.resampling import debiased_ce, holm
-from ols_fastai.calibration.scaling import calibrate, cross_calibrate, uncalibrate
+from ols_fastai.calibration.scaling import calibrate, cross_calibrate
 from ols_fastai.calibration.temperature import apply_temperature, cross_folds, fit_temperature, refinement
 
 folder = runs/'evidence'
@@ -99,8 +99,9 @@ class Images(NamedTuple):
 
 def shrink(a): return cv2.resize(np.asarray(a, dtype=np.float32), (size,size), interpolation=cv2.INTER_AREA).round()
 
-def cut_brains(n=dict(train=200, valid=60, test=40)):
+def cut_brains():
     "Windows of one template; those of the test once more from the other, `site`"
+    n = dict(train=200, valid=60, test=40)  # of each region
     rng,rows = np.random.default_rng(44),[]
     vols = [load_volume(atlas_files()/'templates'/f'{o}.nii.gz') for o in brain_templates]
     vols = [((v/np.percentile(v, 99.9)*255).clip(0, 255).astype(np.float32), affine) for v,affine in vols]
@@ -314,7 +315,9 @@ def main_runs(methods, first, last):
             for j in range(round(i*n), round((i+1)*n)):
                 yield from (Run(data, 'right', s['epochs'], j, j, o) for o in methods)
 
-def few_runs(methods, first, last, labels=dict(BrainRegions=['right'], MedNIST=['right'])):
+right = dict(BrainRegions=['right'], MedNIST=['right'])
+
+def few_runs(methods, first, last, labels=right):
     "Part by part, so that what is there at any time is a smaller study of everything"
     for part,(data,s) in itertools.product(range(first, last), reversed(settings.items())):
         some = range(part*s['few']//5, (part+1)*s['few']//5)
@@ -619,7 +622,7 @@ def table(mednist):
     warnings.filterwarnings('ignore')
     done = [o for o in all_runs() if o.fn.exists()]
     df = pd.concat([*(judged(o, mednist) for o in done), pd.DataFrame(ensemble_rows(mednist))], ignore_index=True)
-    rounded = df.round({o: 6 for o in df.select_dtypes('float')})
+    rounded = df.round(dict.fromkeys(df.select_dtypes('float'), 6))
     write_table(rounded, 'evidence.csv')
     write_table(differences(df, mednist).round(6), 'evidence_differences.csv')
     found = pd.DataFrame(components(df))  # none before a grid is complete

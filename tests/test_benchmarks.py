@@ -105,7 +105,7 @@ def test_studies_has_the_columns_of_what_is_committed(tmp_path, monkeypatch):
 def test_what_targets_mixed_in_is_taken_out():
     pi = torch.tensor([[.7,.2,.1],[.1,.6,.3]], dtype=torch.float64)
     T = torch.tensor([[.8,.15,.05],[.1,.8,.1],[.05,.15,.8]], dtype=torch.float64)
-    for taken_out in (evidence.em(pi@T, T, 50), evidence.inverse(pi@T, T)): assert torch.allclose(taken_out, pi, atol=.02)
+    for found in (evidence.em(pi@T, T, 50), evidence.inverse(pi@T, T)): assert torch.allclose(found, pi, atol=.02)
 
 def test_each_run_is_done_once_and_the_primary_family_first():
     todo = evidence.all_runs()
