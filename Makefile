@@ -31,11 +31,12 @@ setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that
 demo: setup ## trains on the embedded data set and writes demo/ (about 5 minutes on 2 cores)
 	$(BIN)/ols_compare --data brain_regions --arch small_cnn --size 40 --epochs 14 --out demo
 
-# Notebooks run two at a time on two cores: with a thread each they don't take turns.
+# Two notebooks or tests at a time on two cores: with a thread each they don't take turns.
+TWO := -n 2 --dist worksteal
 test: setup browser lint ## export leaves no difference, all notebooks run, all tests pass, the wheel works by itself
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_project.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
-	$(BIN)/python -m pytest tests --ignore tests/test_project.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) tests --ignore tests/test_project.py
 
 quick: setup ## lint, project, and as many of a change's tests and notebooks as two minutes suffice for
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/quick.py
@@ -52,7 +53,7 @@ test-wheel: setup ## the wheel in venvs that borrow nothing but torch, on the ne
 
 test-newest: setup browser .venv-newest/installed ## the tests in tests/ with the newest fastai
 	.venv-newest/bin/python -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
-	PYTHONPATH="$(CURDIR)" .venv-newest/bin/python -m pytest tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
+	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TWO) tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
 
 mutate: setup ## breaks the package by one line at a time, and sees the tests go red (half an hour)
 	$(BIN)/python tools/mutate.py

@@ -10,8 +10,9 @@ and ratios are taken within a turn; medians over the turns. On a machine that ot
 processes are the steadier measure; both are written down, with the machine's load at the time. `limit` is `cv2.imread`
 and `cv2.resize` with the interpolation that ours takes, in as many threads, 16 files a task, and nothing else: no
 batch, no floats. `ours, 1 channel` is for networks that take grey images as they are. `ours, a task an image` shows
-what the hand-over between threads costs. `spdl` is spdl-core's pipeline as its documentation has it, a stage for each
-image; it is left out where spdl-core is not installed.
+what the hand-over between threads costs. `ours, cache` is a later epoch, whose images the first has kept; `bytes`
+copies them from where they lie, in one thread. `spdl` is spdl-core's pipeline as its documentation has it, a stage for
+each image; it is left out where spdl-core is not installed.
 """
 import itertools, os, resource, statistics, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,12 @@ def a_task_an_image(dl):
     try: epoch(dl)
     finally: BatchReader._images_each = kept
 
+def copy_bytes(dl):
+    "The images of a cache, byte by byte"
+    cache = dl.dataset.items.store.cache
+    n = size*size*(3 if cache.records['kind'][0]==2 else 1)
+    for i in dl.dataset.items.rows: np.array(cache.images[i,:n])
+
 def read_resized(fn):
     a = cv2.imread(str(fn), flags)
     return cv2.resize(a, (size,size), interpolation=cv2.INTER_AREA)
@@ -119,8 +126,10 @@ def all_ways(fns, side, ext, workers):
            'ours, 1 channel': our_dl(fns, workers, channels=1),
            'fastai': fastai_dls(ImageBlock, fns, workers, **fastais),
            'torchvision': torch.utils.data.DataLoader(Files(fns), **plain)}
+    dls['ours, cache'] = our_dl(fns, workers, cache=fns[0].parent.parent/f'cache{workers}')
     if ext=='jpg' and side>=2*size: dls['ours, min_side'] = our_dl(fns, workers, min_side=size)
     ways = {'limit': partial(limit, fns, workers), **{k: partial(epoch, o) for k,o in dls.items()}}
+    ways['bytes'] = partial(copy_bytes, dls['ours, cache'])
     if workers: ways['ours, a task an image'] = partial(a_task_an_image, dls['ours'])
     if PipelineBuilder: ways['spdl'] = partial(spdl_epoch, fns, workers)
     return ways
@@ -147,7 +156,8 @@ def rows(times, **about):
         wall,cpus = (statistics.median(x) for x in zip(*o))
         yield dict(**about, way=k, images_per_s=round(1/wall, 1), cpu_ms=round(1000*cpus, 4),
                    of_limit=ratio('limit', k, 0), of_limit_cpu=ratio('limit', k, 1),
-                   over_fastai=ratio('fastai', k, 0), over_fastai_cpu=ratio('fastai', k, 1), rounds=rounds)
+                   over_fastai=ratio('fastai', k, 0), over_fastai_cpu=ratio('fastai', k, 1),
+                   over_ours=ratio('ours', k, 0), over_bytes=ratio('bytes', k, 0), rounds=rounds)
 
 def main():
     cv2.setNumThreads(0)

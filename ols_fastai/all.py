@@ -16,6 +16,7 @@ from .data.files import *
 from .data.checks import *
 from .data.items import *
 from .data.transforms import *
+from .data.cache import *
 from .data.reading import *
 from .data.loaders import *
 from .data.identity import *

@@ -310,11 +310,18 @@ class MeanOfValid(nn.Module):
         each = F.cross_entropy(z, y, self.weight, ignore_index=self.ignore_index, reduction='none')
         return each.sum()/(y!=self.ignore_index).sum() if self.reduction=='mean' else each
 
+class MeanOfAll(nn.Module):
+    "Cross-entropy that divides by the number of samples, ignored or not"
+    def __init__(self, ignore_index, reduction='mean'): super().__init__(); self.ignore_index,self.reduction = ignore_index,reduction
+    def forward(self, z, y):
+        each = F.cross_entropy(z, y, ignore_index=self.ignore_index, reduction='none')
+        return each.mean() if self.reduction=='mean' else each
+
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K)), CrossEntropyLossFlat(ignore_index=2),
                                   CrossEntropyLossFlat(weight=torch.linspace(.2, 2, K), ignore_index=2), CrossEntropyLossFlat(reduction='sum'), nn.CrossEntropyLoss(weight=torch.linspace(.2, 2, K)),
                                   FocalLossFlat(gamma=0.), FocalLossFlat(gamma=0., weight=torch.linspace(.2, 2, K)), FocalLossFlat(gamma=0., weight=torch.linspace(2, 20, K)),
-                                  SoftmaxLoss(MeanOfValid, weight=torch.linspace(.2, 2, K), ignore_index=2)],
-                         ids=['plain','weighted','ignore','weighted+ignore','sum','torch','by number','weighted, by number','larger weights, by number','by valid'])
+                                  SoftmaxLoss(MeanOfValid, weight=torch.linspace(.2, 2, K), ignore_index=2), SoftmaxLoss(MeanOfAll, ignore_index=2)],
+                         ids=['plain','weighted','ignore','weighted+ignore','sum','torch','by number','weighted, by number','larger weights, by number','by valid','by all'])
 def test_one_hot_soft_labels_are_the_hard_loss(loss):
     def run(cb):
         learn = toy_learner(loss_func=loss, lr=.01)
@@ -473,6 +480,12 @@ def test_a_failed_prediction_in_the_middle_of_a_fit_loses_no_epoch():
     assert cb.n_trained==2 and torch.equal(cb.S, plain.S)
 
 # ---- methods on the engine
+
+def test_padding_is_that_of_the_loader_that_is_read(monkeypatch):
+    seen = []
+    monkeypatch.setattr(SoftTargetCallback, '_without_padding', lambda self, keep: seen.append(self.now.dl is self.learn.dl) or keep)
+    toy_learner().fit(1, cbs=CPLSCallback())
+    assert len(seen)==6+2 and all(seen)
 
 def test_cpls_learns_from_the_validation_of_the_fit_alone():
     cb,learn = CPLSCallback(momentum=.25),toy_learner()

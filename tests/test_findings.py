@@ -129,6 +129,22 @@ def test_two_networks_of_findings(tmp_path):
     assert 'sure, one temperature' in words and 'good, by site' in words and 'findings 14' in words
     assert re.search('good: macro AUROC [.0-9]+ [^:]*: none is shown to be off', words)
     assert re.search('sure: macro AUROC [^:]*: 14 of 14 are off beyond chance: f.* and 8 more', words)
+    of = np.arange(500)%2==0
+    row = class_table(runs['sure']['preds'][:500][of], y[:500][of], runs['sure']['vocab']).loc['f3']
+    ratios = text.split('sure, by site: images with a finding over those')[-1].split('</table>')[0]
+    assert 'x (250)' in ratios
+    assert f"{row['O/E']:.2f} ({row['O/E_low']:.2f}\xa0to\xa0{row['O/E_high']:.2f})" in ratios
     d = findings_difference(runs['sure']['preds'], runs['good']['preds'], y[:500])
     assert (d.value['macro AUROC'],d.low['macro AUROC'])==(0,0) and d.low['NLL, mean of the findings']>0
     assert f"{d.value['NLL, mean of the findings']:+.3f} (" in words.split('Differences with 95')[1][:200]
+
+def test_false_alarms_are_among_the_confident_mistakes():
+    "Of rare findings the surest mistakes are missed ones; half of the rows are for the others, where there are any"
+    p = torch.full((40,2), .02); p[:3,0] = .6
+    y = torch.zeros(40, 2); y[10:30,1] = 1
+    interp = CalibrationInterpretation.from_preds(p, y, ['mass','nodule'])
+    m = interp.top_overconfident(4)
+    assert m.predicted.tolist()==['no nodule','no nodule','mass','mass'] and m.index.tolist()==[10,11,0,1]
+    assert interp.top_overconfident(20).predicted.value_counts().to_dict()=={'no nodule': 17, 'mass': 3}
+    one = CalibrationInterpretation.from_preds(p, torch.zeros(40, 2), ['mass','nodule'])
+    assert one.top_overconfident(4).predicted.tolist()==['mass']*3

@@ -1,6 +1,8 @@
 "The modules are in the order of the data: each imports lower numbers alone, and each folder of the package earlier folders alone."
-import ast, re
+import ast, builtins, dis, re, types
+from importlib import import_module
 from pathlib import Path
+import pytest
 
 root = Path(__file__).parent.parent
 folders = ['data','train','calibration','compare']
@@ -43,3 +45,15 @@ def test_folders_import_earlier_folders_alone():
 def test_every_module_has_its_notebook():
     there = {'.'.join(o.relative_to(root/'ols_fastai').with_suffix('').parts) for o in (root/'ols_fastai').rglob('*.py') if not re.match('_', o.name)}
     assert there==set(numbers)
+
+def globals_of(code):
+    "Names that a function, and those inside it, look for in their module"
+    found = {o.argval for o in dis.get_instructions(code) if o.opname=='LOAD_GLOBAL'}
+    return found.union(*(globals_of(o) for o in code.co_consts if isinstance(o, types.CodeType)))
+
+@pytest.mark.parametrize('name', modules)
+def test_every_name_is_known(name):
+    "Names come by import *, so that no linter sees one that is missing"
+    code = compile(modules[name].read_text(encoding='utf8'), name, 'exec')
+    inner = set().union(*(globals_of(o) for o in code.co_consts if isinstance(o, types.CodeType)))
+    assert not inner-set(vars(import_module(f'ols_fastai.{name}')))-set(dir(builtins))

@@ -3,7 +3,7 @@ import csv, io, os, shutil, subprocess, sys, warnings
 from functools import partial
 import cv2, numpy as np, pandas as pd, pytest, torch
 from hypothesis import example, given, settings, strategies as st
-from fastai.vision.all import Flatten, Learner, CrossEntropyLossFlat, Tensor, accuracy, nn, no_random, noop, plt
+from fastai.vision.all import Flatten, Learner, Resize, CrossEntropyLossFlat, Tensor, accuracy, nn, no_random, noop, plt
 from fastai.callback.progress import ProgressCallback
 from ols_fastai.data.checks import check_images
 from ols_fastai.data.tables import *
@@ -722,6 +722,59 @@ def test_workers_do_not_change_which_image_stands_in(shapes, tmp_path):
         warnings.simplefilter('ignore')
         a,b,c = (epochs(shapes, o, n=3, on_error='replace') for o in (0,1,2))
     for x,y,z in zip(a, b, c): assert torch.equal(x, y) and torch.equal(x, z)
+
+def decoded(monkeypatch):
+    "Names of the files that are read from now on"
+    names,read = [],ReadRow.read
+    monkeypatch.setattr(ReadRow, 'read', lambda self, row: names.append(row.filename) or read(self, row))
+    return names
+
+@pytest.mark.parametrize('size', [12,(6,20)])
+def test_a_cache_changes_no_batch(shapes, tmp_path, monkeypatch, size):
+    "Nor do threads, and images of training without windows; a second training decodes nothing"
+    def batches(n, **kwargs):
+        with no_random(5): dls = image_dls(**shapes, size=size, bs=4, num_workers=n, crop=.5, flip=True, **kwargs)
+        names = decoded(monkeypatch)
+        out = [x for _ in range(2) for dl in dls.loaders for x,_ in dl]
+        n_read = len(names)
+        whole = dls.train.new(shuffle=False, drop_last=False)
+        with whole.dataset.set_split_idx(1): return [*out, *(x for x,_ in whole)],n_read
+    want,_ = batches(0)
+    for n,most in ((2,26),(4,0)):
+        got,n_read = batches(n, cache=tmp_path/'cache')
+        assert n_read==most
+        for a,b in zip(got, want, strict=True): assert torch.equal(a, b)
+
+def test_a_cache_that_is_damaged_or_outdated(shapes, tmp_path, monkeypatch):
+    dls = partial(image_dls, **shapes, size=12, bs=4, num_workers=0, cache=tmp_path/'cache')
+    want = [x for x,_ in dls().valid]
+    images, = (tmp_path/'cache').glob('*/images.bin')
+    data = bytearray(images.read_bytes())
+    slot = len(data)//26
+    for i in (17,18): data[i*slot] ^= 255             # of validation, as after a loss of power
+    images.write_bytes(data)
+    again = dls(); names = decoded(monkeypatch)
+    assert all(torch.equal(a, b) for a,b in zip(want, [x for x,_ in again.valid])) and names==['img/cyst/valid1.png','img/cyst/valid2.png']
+    picture(tmp_path/'img/cyst/valid1.png', 99)
+    with pytest.raises(ValueError, match=r'cyst/valid1\.png has changed since it was put into the cache: remove .*cache'): list(dls().valid)
+
+def test_a_stand_in_is_not_kept_as_the_image(shapes, tmp_path):
+    fn = tmp_path/'img/cyst/train0.png'
+    whole = fn.read_bytes()
+    cut(fn)
+    dls = partial(image_dls, **shapes, size=12, bs=4, num_workers=0, cache=tmp_path/'cache', on_error='replace')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        list(dls().train)
+    fn.write_bytes(whole)
+    def first_image(**kwargs): return {tuple(x.flatten().tolist()) for xs,_ in image_dls(**shapes, size=12, bs=4, num_workers=0, **kwargs).train for x in xs}
+    assert first_image(cache=tmp_path/'cache')==first_image()
+
+def test_a_cache_needs_room_and_our_own_resize(shapes, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='leave out item_tfms'): image_dls(**shapes, bs=4, item_tfms=Resize(12), cache=tmp_path/'cache')
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda o: usage._replace(free=3000))
+    with pytest.raises(OSError, match=r'the cache of 26 images takes 0\.0 MB more at least'): image_dls(**shapes, size=12, bs=4, cache=tmp_path/'cache')
 
 def test_what_is_drawn_leaves_the_generators_alone(shapes):
     "With and without crops, the order of images and what the program draws beside it are the same"

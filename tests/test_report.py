@@ -118,7 +118,8 @@ def cells(text, caption):
 
 def test_numbers_are_those_of_the_measures(path):
     from ols_fastai.calibration.resampling import bootstrap, paired_bootstrap, proportion_interval
-    from ols_fastai.calibration.metrics import ece, nll
+    from ols_fastai.calibration.metrics import confidence_gap, ece, in_percent, nll
+    from ols_fastai.calibration.page import interval_text
     from ols_fastai.calibration.conformal import ConformalSets
     from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
     text,a,b,patients = path.read_text(),run(2.),run(.6),np.arange(600)//3
@@ -131,7 +132,14 @@ def test_numbers_are_those_of_the_measures(path):
     assert cells(text, 'Differences with 95 % intervals').loc['NLL','careful $x$ minus <i>hard</i>']==f"{number(d.value, '+')} ({number(d.low, '+')} to {number(d.high, '+')}){star}"
     T = fit_temperature(a['valid_preds'], a['valid_targs'])
     s = cells(text, 'Before and after scaling')
-    assert s.loc['<i>hard</i>, one temperature','T']==f'{T:.2f}' and s.loc['<i>hard</i>, one temperature','NLL']==number(nll(apply_temperature(a['preds'], T), a['targs']))
+    assert s.loc['<i>hard</i>, one temperature','T']==f'{T:.2f}' and s.loc['<i>hard</i>, one temperature','NLL'].startswith(number(nll(apply_temperature(a['preds'], T), a['targs']))+' (')
+    gap = bootstrap({'points': in_percent(confidence_gap)}, apply_temperature(a['preds'], T), a['targs'], groups=patients, n=30, seed=0).iloc[0]
+    assert s.loc['<i>hard</i>, one temperature','confidence minus accuracy, points']==interval_text(gap, 'points', True)
+    assert f"With one temperature ({T:.2f}, fitted to 600 validation images) confidence minus accuracy is {interval_text(gap, 'points', True)} points." in plain(text)
+    sure = (a['preds'].amax(1)>=.9).numpy()
+    right = [f'{100*o:.1f} %' for o in proportion_interval((a['preds'].argmax(1)==a['targs']).numpy()[sure], patients[sure])]
+    mean = 100*a['preds'].amax(1)[sure].mean()
+    assert f"Of the {sure.sum()} predictions with a confidence of 90 % or more, on average {mean:.1f} %, {right[0]} ({right[1]} to {right[2]}) are right." in plain(text)
     hits = ConformalSets(a['valid_preds'], a['valid_targs'])(a['preds']).gather(1, a['targs'][:,None])[:,0]
     c = [f'{100*o:.1f} %' for o in proportion_interval(hits, patients)]
     assert cells(text, 'Sets that may miss 10 %').loc['<i>hard</i>, LAC','coverage']==f'{c[0]} ({c[1]} to {c[2]})'
@@ -152,7 +160,7 @@ def test_the_same_run_twice_gives_the_same_page(path, tmp_path):
 def test_arrays_alone_are_enough(tmp_path):
     r = run(n=60)
     text = calibration_report({'net': (r['preds'].numpy(),r['targs'].numpy())}, tmp_path/'a.html', n=5).read_text()
-    assert 'No settings of the training' in text and 'id="differences"' not in text and 'id="conformal-sets"' not in text and 'id="after-scaling"' not in text
+    assert 'No settings of the training' in text and 'id="differences"' not in text and 'id="conformal-sets"' not in text and 'id="after-scaling"' not in text and 'With one temperature' not in text
     assert not [o for o in re.findall(r'href="#([^"]+)"', text) if f'id="{o}"' not in text]
 
 def test_many_networks_many_classes_and_perfect_ones(tmp_path):
@@ -171,6 +179,8 @@ def test_gaps_of_a_few_images_are_not_marked(tmp_path):
     sites = pd.DataFrame(dict(site=['big']*35+['small']*5))
     text = calibration_report({'net': dict(preds=p, targs=(guess+1)%3, items=sites)}, tmp_path/'a.html', n=3, by=['site']).read_text()
     t,s = cells(text, 'net: the 1 predicted classes'),cells(text, 'net, by site')
+    assert 'Of the 40 predictions with a confidence of 90 % or more, on average 90.0 %, 0.0 %' in plain(text)
+    assert 'No prediction has a confidence of 90 % or more' in plain(calibration_report({'net': (p/p.sum(1, keepdim=True)*.5+.5/3,(guess+1)%3)}, tmp_path/'b.html', n=3).read_text())
     assert t.index.tolist()==['0'] and t['gap, points'].tolist()==['+90.0 *'] and s.loc['big','gap, points']=='+90.0 *' and s.loc['small','gap, points']=='+90.0'
 
 # ---- learners
@@ -287,6 +297,7 @@ def test_one_networks_trouble_is_its_own(tmp_path):
     assert 'no sets, scaling: row 0: preds are not finite' in words and 'no sets, conformal sets: row 0' in words
     assert list(cells(text, 'Measures with 95 % intervals').columns)==['good','no sets','gone','broken']
     assert {o.split(',')[0] for o in cells(text, 'Sets that may miss').index}=={'good','gone','broken'}
+    assert 'no sets: mean confidence' in words and words.count('validation images) confidence minus accuracy')==3
     assert 'no sets minus good' in words and 'diverged minus' not in words
     assert 'gone: the images of this table' in words and 'broken: the images of this table' in words   # each place says what became of its file
     assert plt.get_fignums()==before

@@ -139,7 +139,7 @@ def _join(parts):
 class Measure(Metric):
     """A measure with its settings. `ece(preds, targs)` gives the number; `ece()` and `ece(n_bins=5)` give a fastai
     metric over the whole validation set, which is also a function of `(preds, targs)`. Made by `as_measure`"""
-    func,hits,square,limits,lower_is_better = None,None,None,(0,1),True
+    func,each,hits,square,limits,lower_is_better = None,None,None,None,(0,1),True
     label,whole,scale = '',False,1
 
     def __new__(cls, preds=None, *args, **settings):
@@ -199,6 +199,7 @@ def as_measure(
     limits:tuple=(0,1), # Lowest and highest value there is: no interval leaves them
     lower_is_better:bool|None=True, # None: neither is
     whole:bool=False, # Does it look at every class?
+    each=None, # Function of (SampleStats, settings) that gives N values, if the measure is their mean
     hits=None, # Function of (SampleStats, settings) that gives N bools, if the measure is their share
     square=None # Function of (SampleStats, settings), if the measure is the root of what it gives: that is resampled
 ):
@@ -206,7 +207,8 @@ def as_measure(
     said = dict(label=label, limits=limits, lower_is_better=lower_is_better, whole=whole)
     def _inner(func):
         same = {o: getattr(func, o) for o in ('__doc__','__module__','__qualname__')}
-        functions = {k: o and staticmethod(o) for k,o in dict(func=func, hits=hits, square=square).items()}
+        functions = dict(func=func, each=each or hits, hits=hits, square=square)
+        functions = {k: o and staticmethod(o) for k,o in functions.items()}
         return type(func.__name__, (Measure,), {**same, **said, **functions, '__signature__': inspect.signature(func)})
     return _inner
 
@@ -254,25 +256,28 @@ def top_5_error(
 # %% ../../nbs/50_calibration.metrics.ipynb #afe4b261
 TINY = torch.finfo(torch.float32).tiny  # the smallest normal fp32 number, about 1e-38
 
-@as_measure(limits=(0,np.inf))
+def _losses(s): return -np.log(s.p_true.clip(TINY))
+
+@as_measure(limits=(0,np.inf), each=_losses)
 def nll(
     preds, # (N,K) probabilities
     targs=None # (N,) true classes
 )->float: # In nats
     "Mean negative log-likelihood of the true class. A probability below `TINY` counts as that"
-    return float(-np.log(_stats(preds, targs).p_true.clip(TINY)).mean())
+    return float(_losses(_stats(preds, targs)).mean())
 
-@as_measure(limits=(0,2))
+def _distances(s): return s.sum_sq - 2*s.p_true + 1
+
+@as_measure(limits=(0,2), each=_distances)
 def brier(
     preds, # (N,K) probabilities
     targs=None # (N,) true classes
 )->float: # 0..2
     "Mean squared distance of the probabilities to the one-hot truth, summed over classes (Brier 1950)"
-    s = _stats(preds, targs)
-    return float((s.sum_sq - 2*s.p_true + 1).mean())
+    return float(_distances(_stats(preds, targs)).mean())
 
 # %% ../../nbs/50_calibration.metrics.ipynb #b0000006
-@as_measure(lower_is_better=None)
+@as_measure(lower_is_better=None, each=lambda s: s.confidence)
 def mean_confidence(
     preds, # (N,K) probabilities
     targs=None # (N,) true classes
@@ -281,7 +286,7 @@ def mean_confidence(
     if targs is None and not isinstance(preds, SampleStats): targs = torch.zeros(len(preds), dtype=torch.long)
     return float(_stats(preds, targs).confidence.mean())
 
-@as_measure(limits=(-1,1), lower_is_better=None)
+@as_measure(limits=(-1,1), lower_is_better=None, each=lambda s: s.confidence-s.correct)
 def confidence_gap(
     preds, # (N,K) probabilities
     targs=None # (N,) true classes

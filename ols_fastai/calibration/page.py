@@ -238,6 +238,10 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; border-top: 1
   header, footer { grid-column: 1 / -1; }
   nav { position: sticky; top: 1rem; align-self: start; max-height: calc(100vh - 2rem); overflow: auto; }
   nav ol { columns: auto; } }
+@media screen and (max-width: 40rem) {
+  tbody th, thead th:first-child { position: sticky; left: 0; max-width: 8rem; white-space: normal;
+    overflow-wrap: anywhere; }
+  tbody th { background: var(--bg); } }
 @media print {
   @page { margin: 15mm; }
   :root { color-scheme: light; --bg: #fff; --fg: #000; --soft: #444; --line: #bbb; --tint: #f2f2f2; --link: #000; }

@@ -71,15 +71,16 @@ def _draw_map(ax, S, top):
     return ax.imshow(np.ma.masked_array(S, diagonal), cmap=cmap, norm=PowerNorm(.5, 0, top))
 
 def _write_numbers(ax, S, top):
-    for (i,j),v in np.ndenumerate(S):
-        dark = i==j or v<.4*top
+    "Those that are not 0 when rounded"
+    for i,j in np.argwhere(S>=.005):
+        v,dark = S[i,j],i==j or S[i,j]<.4*top
         ax.text(j, i, f'{v:.2f}', ha='center', va='center', fontsize=8, color='w' if dark else 'k')
 
 def plot_soft_labels(
     S:Tensor, # (K,K), row y is the target of class y
     class_names:list, # K names
     title:str='Soft labels', # Above the picture
-    n:int|None=40 # Classes to show, at most: those that share the most with another one; None: all
+    n:int|None=12 # Classes to show, at most: those that share the most with another one; None: all
 )->plt.Figure:
     "Heat map of soft labels, in an order that brings similar classes together. Up to 12 classes have their numbers"
     S = _check_S(S, class_names)
@@ -87,9 +88,10 @@ def plot_soft_labels(
     K = len(S)
     if n is not None and n<K:
         order = order[np.isin(order, _most_confused(S, n))]
-        title = f'{title}: the {n} of {K} classes that share the most'
+        title = f'{title}\nThe {n} of {K} classes that share the most'
     S,names = S[np.ix_(order,order)],[short_text(class_names[i], 30) for i in order]
-    side,size = min(max(4.5, .17*len(S)+2.5), 24),9 if len(S)<=20 else 7.5
+    each,size = .45 if len(S)<=12 else .17,9 if len(S)<=20 else 7.5  # inches of a class, points of its name
+    side = min(max(4.5, each*len(S)+2.5), 24)
     fig,ax = plt.subplots(figsize=(side+1, side), layout='constrained')
     top = _largest_off_diagonal(S)
     im = _draw_map(ax, S, top)
@@ -97,7 +99,7 @@ def plot_soft_labels(
     ax.set_xticks(range(len(S)), names, rotation=90, fontsize=size)
     ax.set_yticks(range(len(S)), names, fontsize=size)
     ax.set(xlabel='target probability of', ylabel='true class', title=title)
-    fig.colorbar(im, ax=ax, shrink=.7, aspect=40, label='target probability of another class (grey: its own)')
+    fig.colorbar(im, ax=ax, shrink=.7, aspect=40, label='of another class (grey: its own)')
     return fig
 
 # %% ../../nbs/59_calibration.pictures.ipynb #5ad0c120

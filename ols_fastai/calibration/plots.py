@@ -237,7 +237,7 @@ def _known_soft_labels(self:CalibrationInterpretation, S):
 @patch
 def plot_soft_labels(self:CalibrationInterpretation,
     S:Tensor|None=None, # (K,K); default: those of the learner
-    n:int|None=40 # Classes to show, at most: those that share the most with another one; None: all
+    n:int|None=12 # Classes to show, at most: those that share the most with another one; None: all
 )->plt.Figure:
     "Heat map of the soft labels that the network was trained on"
     return plot_soft_labels(self._known_soft_labels(S), self.vocab, n=n)
@@ -299,25 +299,34 @@ def top_overconfident(
                    true=[names[i] for i in targs[rows]], p_true=preds[rows,targs[rows]].tolist())
     return pd.DataFrame(columns, index=rows.tolist())
 
-def _missed_findings(preds, targs, n, names):
-    "`top_overconfident` of findings: those on the wrong side of one half, by how far"
-    wrong = (preds>=.5)!=(targs==1)
-    confidence = torch.where(wrong, torch.maximum(preds, 1-preds), 0.)
-    order = confidence.flatten().argsort(descending=True, stable=True)[:min(n, int(wrong.sum()))]
+def _most_confident(confidence, of, n):
+    "Places of the `n` highest values of those in `of`"
+    return torch.where(of, confidence, -1.).flatten().argsort(descending=True, stable=True)[:n]
+
+def _wrong_findings(preds, targs, n, names):
+    """`top_overconfident` of findings: those on the wrong side of one half, by how far. Of rare findings all would be
+    missed ones, which are surer than false alarms: half of the rows are for these"""
+    confidence = torch.maximum(preds, 1-preds)
+    missed,alarm = (preds<.5)&(targs==1),(preds>=.5)&(targs!=1)
+    n_missed,n_alarm = int(missed.sum()),int(alarm.sum())
+    n_shown = min(n_alarm, max(n//2, n-n_missed))
+    order = torch.cat([_most_confident(confidence, missed, min(n_missed, n-n_shown)),
+                       _most_confident(confidence, alarm, n_shown)])
     rows,k = order//preds.shape[1],order%preds.shape[1]
     there,no = [names[i] for i in k],[f'no {names[i]}' for i in k]
     said = (preds[rows,k]>=.5).tolist()
     predicted,true = ([a if o==want else b for a,b,o in zip(there, no, said)] for want in (True,False))
     p = confidence[rows,k]
     columns = dict(predicted=predicted, confidence=p.tolist(), true=true, p_true=(1-p).tolist())
-    return pd.DataFrame(columns, index=rows.tolist())
+    return pd.DataFrame(columns, index=rows.tolist()).sort_values('confidence', ascending=False, kind='stable')
 
 @patch
 def top_overconfident(self:CalibrationInterpretation,
     n:int=9 # Mistakes, at most
 )->pd.DataFrame: # `predicted`, `confidence`, `true`, `p_true`, and `filename` where the list has it
-    "The mistakes with the highest confidence; multi-label: `finding` for `no finding`, or the other way round"
-    find = _missed_findings if self.multi_label else top_overconfident
+    """The mistakes with the highest confidence; multi-label: `no finding` for `finding`, and, for half of the rows, the
+    other way round"""
+    find = _wrong_findings if self.multi_label else top_overconfident
     table = find(self.preds, self.targs, n, self.vocab)
     if self.items is None or 'filename' not in self.items: return table
     return table.assign(filename=self.items.filename.iloc[table.index].tolist())

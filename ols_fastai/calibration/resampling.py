@@ -136,14 +136,43 @@ def _draw_groups(codes, rng):
     copy = np.arange(len(rows)) - np.repeat(np.cumsum(copies)-copies, copies)
     return rows,(np.cumsum(times)-times)[codes[rows]] + copy
 
+def _drawable(groups, N):
+    "Numbers of the groups. Raises `ValueError` for a single one"
+    codes = group_codes(groups, N)
+    if codes.max()<1: raise ValueError("one sample or group alone tells nothing of noise: at least 2 are needed")
+    return codes
+
 def _resamples(stats, groups, n, seed):
     "`n` times the same draw from each of `stats`, by sample or by group"
     order = np.argsort(stats[0].confidence)  # so that measures that sort find it done
-    codes,rng = group_codes(groups, len(order))[order],np.random.default_rng(seed)
-    if codes.max()<1: raise ValueError("one sample or group alone tells nothing of noise: at least 2 are needed")
+    codes,rng = _drawable(groups, len(order))[order],np.random.default_rng(seed)
     for _ in range(n):
         rows,drawn = _draw_groups(codes, rng)
         yield [s.take(order[rows])._replace(groups=None if groups is None else drawn) for s in stats]
+
+def _drawn_means(values, groups, n, seed):
+    "Means of the columns of `values` (N,M) in the draws of `_resamples`, from the sums of each group"
+    codes,rng = _drawable(groups, len(values)),np.random.default_rng(seed)
+    G,sums = codes.max()+1,np.stack([np.bincount(codes, o) for o in values.T], 1)
+    counts = np.bincount(codes)
+    for _ in range(n):
+        times = np.bincount(rng.integers(G, size=G), minlength=G)
+        yield times@sums/(times@counts)
+
+def _draws(metrics, stats, groups, n, seed):
+    "Values of measures in `n` draws, of each of `stats`: (n, measures). Those that are means need no resamples"
+    means = {k: m for k,m in metrics.items() if getattr(m, 'each', None)}
+    rest = {k: m for k,m in metrics.items() if k not in means}
+    out = [[] for _ in stats]
+    if means:
+        values = [m.scale*m.each(s, **m.settings) for s in stats for m in means.values()]
+        drawn = np.array(list(_drawn_means(np.stack(values, 1), groups, n, seed)))
+        for i,columns in enumerate(np.split(drawn, len(stats), 1)):
+            out[i].append(pd.DataFrame(columns, columns=list(means)))
+    if rest:
+        drawn = [[_evaluate(rest, o) for o in draw] for draw in _resamples(stats, groups, n, seed)]
+        for i,rows in enumerate(zip(*drawn)): out[i].append(pd.DataFrame(list(rows)))
+    return [pd.concat(o, axis=1) for o in out]
 
 # %% ../../nbs/51_calibration.resampling.ipynb #c0000009
 def _limits(metrics, value, draws):
@@ -197,7 +226,7 @@ def bootstrap(
     metrics,s = _named(metrics),grouped_stats(preds, targs, groups)
     drawn = {name: _before_root(m) for name,m in metrics.items()}
     value = pd.Series(_evaluate(drawn, s), dtype=float)
-    draws = pd.DataFrame([_evaluate(drawn, one) for one, in _resamples([s], groups, n, seed)])
+    draws = _draws(drawn, [s], groups, n, seed)[0][value.index]
     low,high = _intervals(draws, value, level, s.groups)
     lowest,highest = _limits(metrics, value, draws)
     out = pd.DataFrame(dict(value=value, low=low.clip(lower=lowest), high=high.clip(upper=highest)))
@@ -240,11 +269,10 @@ def paired_bootstrap(
     a,b = (grouped_stats(o, targs, groups) for o in (preds,others))
     check_same_samples(a.targs, b.targs)
     metrics = _named(metrics)
-    def difference(a, b):
-        a,b = (_evaluate(metrics, o) for o in (a,b))
-        return {name: a[name]-b[name] for name in a}
-    value = pd.Series(difference(a, b), dtype=float)
-    draws = pd.DataFrame([difference(*both) for both in _resamples([a,b], groups, n, seed)])
+    one,other = (pd.Series(_evaluate(metrics, o), dtype=float) for o in (a,b))
+    value = one-other
+    one,other = _draws(metrics, [a,b], groups, n, seed)
+    draws = (one-other)[value.index]
     low,high = _intervals(draws, value, level, a.groups)
     lowest,highest = _difference_limits(metrics, value)
     return pd.DataFrame(dict(value=value, low=low.clip(lower=lowest), high=high.clip(upper=highest)))

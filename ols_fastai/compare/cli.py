@@ -51,6 +51,7 @@ class _Runs:
     recipe:Literal['paper']|None=None
     plan:bool=False # Say how many runs are left and how long they will take, and stop
     workers:int|None=None # Threads that read images; default: one per core
+    cache:str|None=None # Folder that keeps decoded images, for many epochs or several trainings; changes no run
 
 @dataclass
 class _Results:

@@ -164,7 +164,7 @@ def _train_all(comparisons, a, console):
     results,failed = {},[]
     for arch,c in comparisons.items():
         if a.several: console.rule(arch, align='left')
-        try: results[arch] = c.train(a.bins, a.workers, console)
+        try: results[arch] = c.train(a.bins, console)
         except RunFailed: pass
         failed += [f'{arch}: {o}' if len(comparisons)>1 else o for o in c.failed.values()]
     return results,failed
@@ -221,7 +221,8 @@ def run_command(
     images = read_images(**lists)
     _check_columns(images[0]['train'], [*_words(a.by), *L(a.groups)])
     for arch,c in comparisons.items():
-        plan = first_process(c.set_images(*images).plan, 3, a.workers)
+        c.set_images(*images, num_workers=a.workers, cache=a.cache)
+        plan = first_process(c.plan, 3)
         _say(console, f'{arch}: {plan_text(plan)}')
     if a.plan: return []
     with locked(a.out):

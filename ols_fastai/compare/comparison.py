@@ -119,10 +119,11 @@ class Comparison:
 
     def set_images(self,
         lists:dict, # Arguments of `image_dls`
-        fingerprint:str # Of the images, see `read_images`
+        fingerprint:str, # Of the images, see `read_images`
+        **reading # Of `image_dls`, what changes no run: `num_workers`, `cache`
     ):
         "Give it the images. Raises `ValueError` if its folder has runs that can't stand in one table with these"
-        self.lists = lists
+        self.lists,self.reading = lists,reading
         self.shared = dict(self.settings.as_dict(), images=fingerprint, processes=max(1, num_distrib()))
         first_process(self._check_stored)
         return self
@@ -185,12 +186,12 @@ def _stored_weights(self:Comparison, method, seed):
     return weights
 
 @patch
-def _train(self:Comparison, method, seed, progress, num_workers):
+def _train(self:Comparison, method, seed, progress):
     "Train a run and keep it"
     needs = METHODS[parse_method(method)[0]].needs_baseline
-    baseline = self._baseline(seed, progress, num_workers) if needs else None
+    baseline = self._baseline(seed, progress) if needs else None
     made_with,unfinished = self.made_with(method),run_file(self.out, 'unfinished', method, seed)
-    how = dict(progress=progress, num_workers=num_workers, baseline=baseline)
+    how = dict(progress=progress, baseline=baseline, **self.reading)
     learn,tensors,info = train_run(method, seed, self.lists, self.settings, unfinished, made_with, **how)
     about = dict(method=method, seed=seed, settings=made_with, vocab=list(learn.dls.vocab), versions=package_versions())
     info = dict(info, **about)
@@ -198,15 +199,15 @@ def _train(self:Comparison, method, seed, progress, num_workers):
     return learn
 
 @patch
-def _baseline(self:Comparison, seed, progress, num_workers):
+def _baseline(self:Comparison, seed, progress):
     "The network of this seed that was trained with hard labels; trained now, if it is not there"
     fault = self.failed.get(('hard',seed))
     if fault: raise RunFailed(f"the network with hard labels that it needs has failed: {fault}")
     if seed in self.baselines: return self.baselines[seed]
     weights = first_process(self._stored_weights, 'hard', seed)
-    if weights is None: learn = self._train('hard', seed, progress, num_workers)
+    if weights is None: learn = self._train('hard', seed, progress)
     else:
-        with no_random(seed): learn,_ = make_learner('hard', seed, self.lists, self.settings, num_workers)
+        with no_random(seed): learn,_ = make_learner('hard', seed, self.lists, self.settings, **self.reading)
         learn.model.load_state_dict(weights)
     self.baselines = {seed: learn}  # only the last one stays in memory
     return learn
@@ -239,10 +240,10 @@ def _run_line(title, row, made_before):
     return f"{title}: Top-1 error {row['Top-1 error %']:.1f} %, ECE {row[ece]:.3f}, {took}"
 
 @patch
-def _run_or_load(self:Comparison, method, seed, tables, progress, num_workers):
+def _run_or_load(self:Comparison, method, seed, tables, progress):
     "Rows of a run, trained if it is not there. Raises `RunFailed`"
     made_before = first_process(self._is_stored, method, seed)
-    if not made_before: self._train(method, seed, progress, num_workers)
+    if not made_before: self._train(method, seed, progress)
     title = f'{method_title(method)}, seed {seed}'
     rows,fault = first_process(self._measure, method, seed, tables)
     if fault: raise RunFailed(f"{title} can't be judged: {fault}")
@@ -255,14 +256,13 @@ _columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
 @patch
 def train(self:Comparison,
     n_bins:int, # Bins of the ECE
-    num_workers:int|None, # Threads that read images
     console:Console # Where progress is shown
 )->pd.DataFrame: # Two rows per run, and per ensemble of several seeds
     "The table of all runs, those that are not there trained. What fails is in `failed`; raises `RunFailed` if all do"
     tables,rows = StoredTables(self.out, n_bins),[]
     with locked(self.out), Progress(*_columns, console=console, transient=True) as progress:
         for method,seed in self.runs:
-            try: rows += self._run_or_load(method, seed, tables, progress, num_workers)
+            try: rows += self._run_or_load(method, seed, tables, progress)
             except RunFailed as e: self.failed[method,seed] = str(e)
         more,self.chosen = first_process(self._finish, tables)
     if not rows: raise RunFailed(first(self.failed.values()))
@@ -285,6 +285,7 @@ def compare(
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     n_bins:int=15, # Bins of the ECE
     num_workers:int|None=None, # Threads that read images; default: one per core
+    cache:str|Path|None=None, # Folder that keeps decoded images for later epochs and trainings; changes no run
     console:Console|None=None, # rich's `Console`, where progress is shown; default: stderr
     **kwargs
 )->pd.DataFrame: # Two rows per run, as trained and after temperature scaling; also in `out/results.csv`
@@ -297,8 +298,8 @@ def compare(
     c = Comparison(out, methods, seeds, Settings(**kwargs), tune)
     check_bins(n_bins)
     c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
-                              patient_from=patient_from))
-    results = c.train(n_bins, num_workers, console or Console(stderr=True, quiet=rank_distrib()>0))
+                              patient_from=patient_from), num_workers=num_workers, cache=cache)
+    results = c.train(n_bins, console or Console(stderr=True, quiet=rank_distrib()>0))
     for o in c.failed.values(): warnings.warn(o)
     return results
 
@@ -335,18 +336,19 @@ def _estimate(learn, epochs, seconds_per_batch):
 
 @patch
 def plan(self:Comparison,
-    batches:int, # To train for the estimate
-    num_workers:int|None # Threads that read images
-)->dict: # `runs`, `to_do`, `seconds` and `bytes`
+    batches:int # To train for the estimate
+)->dict: # `runs`, `to_do`, `seconds` and `bytes`, and what the cache takes
     "Runs, those to do, and estimates of what they take"
     todo = [o for o in self.runs if not run_file(self.out, 'runs', *o).exists()]
-    if not todo: return dict(runs=len(self.runs), to_do=0, seconds=0., bytes=0)
+    if not todo: return dict(runs=len(self.runs), to_do=0, seconds=0., bytes=0, cache=None)
     untrained = dataclasses.replace(self.settings, pretrained=False)
     with no_random():
-        learn,_ = make_learner('hard', 0, self.lists, untrained, num_workers)
+        learn,_ = make_learner('hard', 0, self.lists, untrained, **self.reading)
         seconds,size,unfinished = _estimate(learn, self.settings.epochs, _seconds_per_batch(learn, batches))
-    n = len(todo)
-    return dict(runs=len(self.runs), to_do=n, seconds=n*seconds/self.shared['processes'], bytes=n*size+unfinished)
+        cache = learn.dls.train.items.store.cache
+    n,seconds = len(todo),seconds/self.shared['processes']
+    about = cache and repr(cache)   # a plan goes to other processes, a cache does not
+    return dict(runs=len(self.runs), to_do=n, seconds=n*seconds, bytes=n*size+unfinished, cache=about)
 
 # %% ../../nbs/85_compare.comparison.ipynb #d5496537
 @with_settings
@@ -365,13 +367,14 @@ def plan_comparison(
     allow_overlap:str|tuple=(), # Overlaps of splits to allow: 'file', 'patient' or both
     batches:int=3, # To train for the estimate
     num_workers:int|None=None, # Threads that read images; default: one per core
+    cache:str|Path|None=None, # Folder that keeps decoded images
     **kwargs
-)->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates
+)->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates; what the `cache` takes
     "What `compare` with the same arguments would do"
     c = Comparison(out, methods, seeds, Settings(**kwargs), tune)
     c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
-                              patient_from=patient_from))
-    return first_process(c.plan, batches, num_workers)
+                              patient_from=patient_from), num_workers=num_workers, cache=cache)
+    return first_process(c.plan, batches)
 
 # %% ../../nbs/85_compare.comparison.ipynb #db28d1de
 def _time_text(seconds):
@@ -391,7 +394,8 @@ def plan_text(
     if not p['to_do']: return f"all {p['runs']} runs were made before"
     time,size = _time_text(p['seconds']),_size_text(p['bytes'])
     how_many = f"{p['to_do']} of {p['runs']} runs to do"
-    return f'{how_many}: about {time} on this machine (estimated from a few batches), and {size} of disk space'
+    cache = f"; cache {p['cache']}" if p['cache'] else ''
+    return f'{how_many}: about {time} on this machine (estimated from a few batches), and {size} of disk space{cache}'
 
 # %% ../../nbs/85_compare.comparison.ipynb #68130706
 def recipe_table()->pd.DataFrame: # One row per setting: `value`, `source`

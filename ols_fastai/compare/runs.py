@@ -32,12 +32,12 @@ def _make_loss(method, baseline):
     if METHODS[name].needs_baseline: args = dict(args, baseline=baseline)
     return METHODS[name].make(**args)
 
-def _make_dls(seed, lists, s, num_workers):
+def _make_dls(seed, lists, s, reading):
     "Loaders of a run; pretrained weights ask for images scaled in their way"
     stats = pretrained_stats(model_name(s.arch), channels=s.channels) if s.pretrained else inception_stats
     own = {o: getattr(s, o) for o in ('bs','size','crop','flip','n_per_class','channels')}
     batch_tfms = aug_transforms(do_flip=False, max_warp=0.) if s.augment else None
-    return image_dls(**lists, **own, batch_tfms=batch_tfms, seed=seed, num_workers=num_workers, stats=stats)
+    return image_dls(**lists, **own, batch_tfms=batch_tfms, seed=seed, stats=stats, **reading)
 
 def _optimiser(s):
     "Arguments of `Learner`. The paper's SGD: weight decay in the gradient, of all weights"
@@ -49,11 +49,11 @@ def make_learner(
     seed:int, # Of the sample of training images
     lists:dict, # Images: arguments of `image_dls`
     settings:Settings, # How to train
-    num_workers:int|None=None, # Threads that read images; default: one per core
-    baseline:Learner|None=None # Trained with hard labels, for methods that need one
+    baseline:Learner|None=None, # Trained with hard labels, for methods that need one
+    **reading # Of `image_dls`, what changes no run: `num_workers`, `cache`
 )->tuple: # The learner, and its method's callback or None
     "The learner of a run, with the random state as it is"
-    dls = _make_dls(seed, lists, settings, num_workers)
+    dls = _make_dls(seed, lists, settings, reading)
     loss,cb = _make_loss(method, baseline)
     net = create_model(settings.arch, len(dls.vocab), settings.pretrained, settings.channels)
     net = net.to(memory_format=torch.channels_last)  # at once: a baseline is used before any fit, and layouts round apart
@@ -295,8 +295,8 @@ def train_run(
     unfinished:Path, # File to keep the run in after each epoch, and to resume it from
     made_with:dict|None=None, # Everything that determines the run; what another left unfinished is refused
     progress=None, # rich's `Progress`, to show a bar on
-    num_workers:int|None=None, # Threads that read images; default: one per core
-    baseline:Learner|None=None # Trained with hard labels, for methods that need one
+    baseline:Learner|None=None, # Trained with hard labels, for methods that need one
+    **reading # Of `image_dls`, what changes no run: `num_workers`, `cache`
 )->tuple: # The learner; a dictionary of tensors; a dictionary of `seconds` and `history`
     """Train one network, and predict the validation and the test images.
 
@@ -304,7 +304,7 @@ def train_run(
     Raises `RunFailed` if the training has diverged"""
     title,s = f'{method_title(method)}, seed {seed}',settings
     with no_random(seed):
-        learn,cb = make_learner(method, seed, lists, s, num_workers, baseline)
+        learn,cb = make_learner(method, seed, lists, s, baseline, **reading)
         history = RunHistory(cb, _trackers(learn, s, unfinished))
         keep = KeptRun(unfinished, dict(made_with or s.as_dict(), method=method, seed=seed), history)
         keep.restore(learn)

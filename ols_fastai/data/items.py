@@ -33,10 +33,12 @@ class _Store:
         codes,vocab = pd.factorize(df['label'], sort=True)
         self.vocab,self.codes = vocab.tolist(),codes.astype(np.int32)
         self.starts = np.cumsum([0]+[(df['split']==o).sum() for o in SPLITS])
-        self.lines = self.lists = self.list_codes = self.bad = None
+        self.lines = self.lists = self.list_codes = self.bad = self.cache = None
         if has_places(df): self._keep_places(df)
         taken = ('filename','label','split') + (('list','line') if has_places(df) else ())
         self.extra = {o: _compact(df[o]) for o in df if o not in taken}
+
+    def __getstate__(self): return {**self.__dict__, 'cache':None}   # a cache is open files of this process
 
     def _keep_places(self, df):
         codes,lists = pd.factorize(df['list'])

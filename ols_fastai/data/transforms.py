@@ -37,6 +37,8 @@ class CVResize(RandTransform):
         self.size = tuple(int(o) for o in (size if is_listy(size) else (size,size)))
         if min(self.size)<1: raise ValueError(f"size must be at least 1 pixel, got {size}")
         self.crop,self.flip = crop,flip
+        # the smallest window has `size` pixels of it
+        self.window_size = tuple(max(o, round(o/crop)) for o in self.size)
 
     def draw(self,
         split_idx:int, # 0 for training; otherwise nothing is drawn
@@ -71,7 +73,7 @@ class CVResize(RandTransform):
     )->CVImage:
         "Cut, resize and mirror an image"
         a = np.asarray(x)
-        if window: a = self._crop(a, *window)
+        if window: a = self._crop(_resize(a, *self.window_size), *window)
         a = _resize(a, *self.size)
         if mirror: a = cv2.flip(a, 1)
         return np.ascontiguousarray(a).view(type(x))
