@@ -72,14 +72,19 @@ def noisy(src, dst, share, seed=0):
     "A copy of a list in which `share` of the labels are another class, drawn at random"
     write_csv(wrong_labels(pd.read_csv(src), share, seed), dst)
 
-def neighbours(src, dst, share, seed=0):
-    "A copy of BrainRegions' list in which `share` of the labels are a region that touches the right one, at random"
+def wrong_neighbours(df, share, seed=0):
+    "A copy of BrainRegions' table in which `share` of the labels are a region that touches the right one, at random"
     regions,vol,_ = left_atlas()
     touch = borders(vol, len(regions))>0
-    df,rng = pd.read_csv(src),np.random.default_rng(seed)
+    df,rng = df.copy(),np.random.default_rng(seed)
     rows = _drawn(df, share, rng)
-    df.loc[rows,'label'] = [regions[rng.choice(np.flatnonzero(touch[regions.index(o)]))] for o in df.label[rows]]
-    write_csv(df, dst)
+    names = [regions[rng.choice(np.flatnonzero(touch[regions.index(o)]))] for o in df.label.iloc[rows]]
+    df.loc[df.index[rows],'label'] = names
+    return df
+
+def neighbours(src, dst, share, seed=0):
+    "A copy of a list with `wrong_neighbours`"
+    write_csv(wrong_neighbours(pd.read_csv(src), share, seed), dst)
 
 # ---- the atlas
 

@@ -1,5 +1,6 @@
 """The paper's comparison at a size that a CPU can run: three families of networks, two data sets, four ways to
-train, each at its defaults and tuned, 5 seeds.
+train, each at its defaults and tuned, 5 seeds. The mobile network on BrainRegions is left out: it misclassified 77 %
+of the images, whatever it was trained by.
 
     OMP_NUM_THREADS=1 python benchmarks/paper.py run ../shared/data/mednist     # hours; goes on where it was stopped
     ... run ../shared/data/mednist small_vgg  # one network alone, so that several can run side by side
@@ -16,6 +17,7 @@ from ols_fastai.compare.comparison import compare
 from ols_fastai.data.datasets import brain_regions
 
 nets = ['small_resnet','small_mobilenet','small_vgg']
+left_out = [('BrainRegions','small_mobilenet')]  # has not learnt after so short a training
 grid = {'LS': [f'ls:eps={o}' for o in (.03,.1,.2)],
         'Tf-KD': [f'tfkd_reg:a={o}' for o in (.1,.3,.5)],
         'OLS': [f'ols:alpha={o}' for o in (.3,.5,.8)]}
@@ -36,7 +38,9 @@ def run(mednist, *archs):
     methods = ['hard', *sum(grid.values(), [])]
     for n in range(1, seeds+1):  # seed by seed, so that what is there at any time is a whole comparison of fewer seeds
         for data,args in regimes(mednist).items():
-            for arch in archs or nets: compare(**args, arch=arch, out=folder(data, arch), methods=methods, seeds=n)
+            for arch in archs or nets:
+                if (data,arch) in left_out: continue
+                compare(**args, arch=arch, out=folder(data, arch), methods=methods, seeds=n)
 
 def rows(out, seed):
     "The methods of one network and seed, as trained, after one temperature, and after one by entropy"

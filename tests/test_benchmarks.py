@@ -11,7 +11,7 @@ from ols_fastai.calibration.temperature import fit_temperature
 from ols_fastai.compare.results import run_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
-import anatomy, calibrated, common, compactness, cost, paper, studies, unmix
+import anatomy, common, compactness, cost, evidence, paper, studies
 
 # --- common.py
 
@@ -71,7 +71,7 @@ def test_every_script_imports_and_starts_nothing(fn):
     spec = importlib.util.spec_from_file_location(f'script_{fn.stem}', fn)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
-# --- the tables of calibrated.py, paper.py, studies.py and unmix.py
+# --- the tables of paper.py and studies.py
 
 def committed(name): return pd.read_csv(Path(common.__file__).parent/name, nrows=1).columns.drop('versions').tolist()
 
@@ -81,15 +81,6 @@ def store(out, methods, seed):
     for i,method in enumerate(methods):
         info = dict(method=method, seed=seed, seconds=1., settings=dict(epochs=2))
         save_tensors(run_file(out, 'runs', method, seed), dict(a_run(seed, 2.+i), S=torch.eye(4)), info)
-
-def test_calibrated_has_a_row_per_method_and_scaling_with_the_columns_of_what_is_committed(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrated, 'seeds', 1)
-    store(tmp_path, ['hard',*calibrated.grid['LS'],*calibrated.grid['OLS']], 0)
-    df = calibrated.table(tmp_path)
-    assert df.columns.tolist()==committed('calibrated_brain.csv') and len(df)==15 and df.method.is_unique
-    assert dict(zip(df.method, df.spec))['LS tuned + TS']=='ls:eps=0.01'
-    old = pd.read_csv(Path(common.__file__).parent/'calibrated_brain.csv').method.unique()
-    assert set(old)-set(df.method)=={'OLS auto'+o for o in ('',' + TS',' + entropy TS')}, 'a method that has retired'
 
 def test_paper_takes_whole_seeds_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, 'runs', tmp_path)
@@ -101,25 +92,47 @@ def test_paper_takes_whole_seeds_alone(tmp_path, monkeypatch):
     assert df.columns.tolist()==committed('paper.csv') and set(df.seed)=={0} and len(df)==7*3
     assert set(df.arch)=={'small_vgg'} and df[df.method=='Tf-KD tuned'].spec.unique().tolist()==['tfkd_reg:a=0.1']
 
-def test_studies_and_unmix_have_the_columns_of_what_is_committed(tmp_path, monkeypatch):
+def test_studies_has_the_columns_of_what_is_committed(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, 'runs', tmp_path)
     monkeypatch.setattr(studies, 'wrong', lambda *args: 0.)
     methods = studies.studies['momentum'][.9][2]
     store(studies.folder('right', 40), methods.values(), 3)
     rows = list(studies.rows('momentum', .9, 'right', 40, methods))
     assert [o['scaled'] for o in rows]==['none','temperature'] and [*rows[0]]==committed('studies.csv')
-    tensors,info = common.load_run(studies.folder('right', 40), 'ols:momentum=0.9', 3)
-    rows = list(unmix.rows('x', tensors, info))
-    assert [*rows[0]]==committed('unmix.csv') and len(rows)==2*len(unmix.ways)
 
-# --- unmix.py
+# --- evidence.py
 
-@pytest.mark.parametrize('way', ['em 50','inverse'])
-def test_unmix_takes_out_what_was_mixed_in(way):
+def test_what_targets_mixed_in_is_taken_out():
     pi = torch.tensor([[.7,.2,.1],[.1,.6,.3]], dtype=torch.float64)
     T = torch.tensor([[.8,.15,.05],[.1,.8,.1],[.05,.15,.8]], dtype=torch.float64)
-    assert torch.allclose(unmix.ways[way](pi@T, T), pi, atol=.02)
-    assert unmix.ways['as it is'](pi, T) is pi
+    for found in (evidence.em(pi@T, T, 50), evidence.inverse(pi@T, T)): assert torch.allclose(found, pi, atol=.02)
+
+def test_each_run_is_done_once_and_the_primary_family_first():
+    todo = evidence.all_runs()
+    assert len(todo)==len(set(todo)) and len({o.fn for o in todo})==len(todo)
+    right = [o for o in todo if o.method=='OLS, folds' and o.labels=='right']
+    assert pd.Series([o.data for o in right]).value_counts().to_dict()==dict(BrainRegions=20, MedNIST=70)
+    assert {o.method for o in todo[:60]}==set(evidence.primary)
+    pilots = {o.sample for k in evidence.settings for o in evidence.pilot_runs(k)}
+    assert not pilots & {o.sample for o in todo}
+
+def test_the_intervals_of_runs_and_images_are_those_of_simulated_effects():
+    "An effect of .3 whose runs and images both vary: both intervals hold it, that of both is the wider one"
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=(20,400))
+    a = b+.3+.2*rng.normal(size=(20,1))+.5*rng.normal(size=400)
+    w = rng.multinomial(400, np.full(400, 1/400), 500).astype(float)
+    (low,high),(low1,high1) = evidence.both_drawn(a, b, w, 'NLL')
+    assert low<.3<high and low<low1<a.mean()-b.mean()<high1<high
+    flat = evidence.both_drawn(a, -a, w, '|gap|')
+    assert np.allclose(flat, 0), 'confidence that is off by as much either way'
+
+def test_a_comparison_takes_the_runs_that_both_have():
+    rows = [dict(method=m, calibrated='20', sample=i, NLL=v+.1*i) for m,v in (('OLS',1.),('hard',2.)) for i in range(4)]
+    df = pd.DataFrame(rows[:-1])
+    d = evidence.difference(df, ('OLS','20'), ('hard','20'), 'NLL', {}, 'test')
+    assert d['runs']==3 and d['difference']==pytest.approx(-1)
+    assert evidence.difference(df, ('OLS','20'), ('LS','20'), 'NLL', {}, 'test') is None
 
 # --- anatomy.py
 
