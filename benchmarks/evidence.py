@@ -54,7 +54,7 @@ from fastcore.foundation import L
 from common import runs, wrong_labels, wrong_neighbours, write_table
 from exported import NoValidation, exported
 from ols_fastai.core import load_tensors, quiet_learner, save_tensors, write_csv
-from ols_fastai.data.datasets import atlas_files, brain_templates, cut_window, load_volume, region_voxels, split_voxels
+from ols_fastai.data.datasets import _scaled_templates, cut_window, region_voxels, split_voxels
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.data.splits import sample_per_class
 from ols_fastai.train.methods import METHODS, FixedTargets, parse_method
@@ -103,8 +103,7 @@ def cut_brains():
     "Windows of one template; those of the test once more from the other, `site`"
     n = dict(train=200, valid=60, test=40)  # of each region
     rng,rows = np.random.default_rng(44),[]
-    vols = [load_volume(atlas_files()/'templates'/f'{o}.nii.gz') for o in brain_templates]
-    vols = [((v/np.percentile(v, 99.9)*255).clip(0, 255).astype(np.float32), affine) for v,affine in vols]
+    vols = _scaled_templates()
     for region,sides in region_voxels().items():
         for part,voxels in split_voxels(*sides).items():
             centres = voxels[rng.choice(len(voxels), n[part], replace=n[part]>len(voxels))]
