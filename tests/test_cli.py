@@ -42,7 +42,8 @@ def test_every_setting_is_an_option_with_its_comment_as_help():
     from dataclasses import fields
     from fastcore.docments import docments
     from ols_fastai.compare import cli
-    from ols_fastai.compare.comparison import compare, plan_comparison
+    from ols_fastai.compare.comparison import compare
+    from ols_fastai.compare.plan import plan_comparison
     from ols_fastai.compare.settings import PAPER_RECIPE, Settings
     import inspect
     text = re.sub(r'\s+', ' ', cli._parser().format_help())

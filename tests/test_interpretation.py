@@ -728,7 +728,7 @@ def test_the_count_panel_says_its_scale():
 def test_one_class(k):
     "Curves and counts are those of the functions, for a class that is first, in the middle and last; by patient too"
     from sklearn.metrics import average_precision_score, roc_auc_score
-    from ols_fastai.calibration.classes import net_benefit
+    from ols_fastai.calibration.curves import net_benefit
     p,t = random_preds(400)
     who = np.arange(400)//4
     interp = CalibrationInterpretation.from_preds(p, t, names, pd.DataFrame(dict(patient=who)))

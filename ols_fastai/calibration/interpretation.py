@@ -22,7 +22,7 @@ from .metrics import *
 from .resampling import *
 from .curves import *
 from .classes import *
-from .classes import _error
+from .resampling import _error
 
 # %% ../../nbs/61_calibration.interpretation.ipynb #5a9d4e2d
 _no_interval = ('Brier, calibration','Brier, refinement','class-wise ECE')

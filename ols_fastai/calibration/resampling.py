@@ -83,6 +83,11 @@ def _effective_count(hits, codes):
     variance = G/(G-1)*(D**2).sum()/N**2 if G>1 else np.inf
     return min(N, share*(1-share)/variance) if variance>0 else N
 
+def _error(influence, codes):
+    "Standard error of a figure from the influence of each sample on it, by group"
+    D = np.bincount(codes, influence)
+    return np.sqrt((D**2).sum()*len(D)/max(1, len(D)-1))/len(influence)
+
 def _quantile(codes, level):
     "Of the normal distribution, by group Student's"
     G,tail = codes.max()+1,(1+level)/2

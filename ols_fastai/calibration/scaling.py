@@ -46,7 +46,8 @@ def _check_logits(learn, kind='temperature', findings=True):
     if act=='softmax' and kind=='findings':
         raise ValueError("kind='findings' is for multi-label networks, and this one gives one class per image: "
                          "use 'temperature', or 'structured' for a number a class")
-    if act=='sigmoid' and not findings: raise ValueError("this is made for one class per image, and the loss is multi-label")
+    if act=='sigmoid' and not findings:
+        raise ValueError("this is made for one class per image, and the loss is multi-label")
     if act=='sigmoid' and kind not in ('temperature','findings'):
         raise ValueError(f"kind={kind!r} is made for one class per image, and this network is multi-label: "
                          "use 'temperature', or 'findings' for one each")
@@ -74,7 +75,8 @@ def _check_outputs(z, y):
 def _check_finding_outputs(z, y):
     "Finite logits (N,K), not probabilities, and a 0 or 1 for each"
     z = _check_finite(z[:,None] if z.ndim==1 else z)
-    if ((z>=0)&(z<=1)).all(): raise ValueError("the network gives probabilities, not logits: take the sigmoid off its end")
+    if ((z>=0)&(z<=1)).all():
+        raise ValueError("the network gives probabilities, not logits: take the sigmoid off its end")
     _,y = check_findings(z.sigmoid(), y)
     return z,torch.from_numpy(y)
 
@@ -160,7 +162,7 @@ class Calibrate(Callback):
     "Calibrate the learner's network at the end of every fit, see `calibrate`"
     order,run_valid = ReduceLROnPlateau.order+20,False  # after SaveModelCallback has loaded the best epoch
     def __init__(self,
-        kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto': see `fit_scaling`; multi-label: 'findings'
+        kind:str='temperature', # 'entropy', 'structured', 'matrix', 'auto': see `fit_scaling`; multi-label: 'findings'
         dl:DataLoader|None=None, # Images and true classes to calibrate on; default: the validation set
         prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
         allow_overlap:bool=False, # Calibrate on images that look like those of the training?

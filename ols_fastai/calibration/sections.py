@@ -110,7 +110,8 @@ def _of_the_sure(R, s, level=.9):
     n = int(of.sum())
     if not n: return f'No prediction has a confidence of {least} or more.'
     share,low,high = proportion_interval(s.correct[of], None if R.patients is None else R.patients[of])
-    return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {percent_text(s.confidence[of].mean())}, '
+    mean = percent_text(s.confidence[of].mean())
+    return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {mean}, '
             f'{percent_text(share)} ({percent_text(low)} to {percent_text(high)}) are right.')
 
 def _scaled_gap(R, k, o):
@@ -119,8 +120,8 @@ def _scaled_gap(R, k, o):
     if valid is None: return ''
     T = fit_temperature(*valid)
     r = gap_interval(R, sample_stats(apply_temperature(o.preds, T), o.targs))
-    return (f' With one temperature ({T:.2f}, fitted to {len(valid[0]):,} validation images) confidence minus accuracy is '
-            f"{interval_text(r, 'points', True)} points.")
+    return (f' With one temperature ({T:.2f}, fitted to {len(valid[0]):,} validation images) confidence minus '
+            f"accuracy is {interval_text(r, 'points', True)} points.")
 
 def _once_scaled(R, k, o):
     said = []
@@ -173,9 +174,9 @@ _definitions = {
     'class-wise ECE': 'ECE of the probability of each class, averaged over classes',
     'over-confidence, under-confidence': 'mean confidence of the wrong predictions; 1 minus that of the right ones. '
                                          'Neither is 0 for a calibrated network',
-    'Brier, calibration and refinement': 'what wrong probabilities cost, and how badly classes are told apart; the rest '
-                                         'of the score is within the bins. Noise adds to the first, more with more '
-                                         'classes',
+    'Brier, calibration and refinement': 'what wrong probabilities cost, and how badly classes are told apart; the '
+                                         'rest of the score is within the bins. Noise adds to the first, more with '
+                                         'more classes',
     'AURC, E-AURC': 'area under the risk-coverage curve; the same minus that of the best order',
     'failure-detection AUROC': 'chance that a right prediction has a higher confidence than a wrong one; '
                                'it says nothing of how well a class is recognised',

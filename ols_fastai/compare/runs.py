@@ -56,7 +56,8 @@ def make_learner(
     dls = _make_dls(seed, lists, settings, reading)
     loss,cb = _make_loss(method, baseline)
     net = create_model(settings.arch, len(dls.vocab), settings.pretrained, settings.channels)
-    net = net.to(memory_format=torch.channels_last)  # at once: a baseline is used before any fit, and layouts round apart
+    # at once: a baseline is used before any fit, and layouts round apart
+    net = net.to(memory_format=torch.channels_last)
     metrics = [accuracy, *_watched(settings.monitor)]
     learn = Learner(dls, net, loss_func=loss, metrics=metrics, cbs=[ChannelsLast(), *L(cb)], **_optimiser(settings))
     return learn,cb

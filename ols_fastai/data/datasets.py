@@ -63,8 +63,9 @@ class RadImageNet:
         seen = _look_around(root)
         images,lists = _find(seen, 'radiology_ai', is_dir=True),{k: _find(seen, v) for k,v in self._csvs.items()}
         missing = [f'the list {self._csvs[k]}' for k,v in lists.items() if v is None] + _missing_images(seen, images)
-        what = '; '.join(missing)
-        if missing: raise FileNotFoundError(f"RadImageNet is not complete under {root}. Missing: {what}. {_how_to_get_it}")
+        if missing:
+            what = '; '.join(missing)
+            raise FileNotFoundError(f"RadImageNet is not complete under {root}. Missing: {what}. {_how_to_get_it}")
         self.lists = dict(lists, root=images.parent)
     def __repr__(self): return f"RadImageNet in {self.lists['root']}"
 

@@ -122,7 +122,8 @@ def _stat(self:OLSCallback, k): return self.labels.stats()[k] if self.labels is 
 
 # %% ../../nbs/33_train.ols.ipynb #3f720a94
 class RecordSoftLabels(Callback):
-    """Keep the soft labels of every epoch in `matrices`, epoch -> (K,K) on the CPU. Give it to `fit` beside `OLSCallback`.
+    """Keep the soft labels of every epoch in `matrices`, epoch -> (K,K) on the CPU. Give it to `fit` beside
+    `OLSCallback`.
 
     Raises `ValueError` where nothing learns soft labels"""
     order,run_valid = OLSCallback.order+1,False
