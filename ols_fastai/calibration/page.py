@@ -250,15 +250,16 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; border-top: 1
   nav { position: static; max-height: none; }
   nav ol { columns: 3; }
   .scroll, figure .wide { overflow: visible; border: 0; }
-  table { font-size: 7.5pt; }
-  td { white-space: normal; }
+  table, table.dense { font-size: 7.5pt; }
+  td, thead button { white-space: normal; }
   th, td { padding: 2pt 4pt; }
   tbody th, td.text { min-width: 0; }
+  /* Chromium paints no buttons in a header that is repeated on the next page */
+  thead button { display: contents; }
   thead button::after { content: none; }
   figure img { width: auto; max-width: 100%; max-height: 135mm; }
   figure .wide img { width: auto; max-width: 100%; max-height: 205mm; }
-  figure, tr { break-inside: avoid; }
-  thead { display: table-header-group; }
+  figure, tr, p { break-inside: avoid; }
   figure.table.long { break-inside: auto; }
   h2 + p, h2, figure.table figcaption { break-after: avoid; }
   .grid { grid-template-columns: 1fr 1fr; } }
