@@ -9,7 +9,7 @@ export MPLBACKEND := Agg
 export OLS_FASTAI_CACHE ?= $(CURDIR)/.cache
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test quick test-wheel test-newest mutate export notebooks readme docs lint density coverage clean
+.PHONY: help setup browser demo test quick test-wheel test-newest test-references mutate export notebooks readme docs lint density coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,17 @@ test-wheel: setup ## the wheel in venvs that borrow nothing but torch, on the ne
 test-newest: setup browser .venv-newest/installed ## the tests in tests/ with the newest fastai
 	.venv-newest/bin/python -c 'import fastai, fastcore; print("fastai", fastai.__version__, "fastcore", fastcore.__version__)'
 	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TWO) tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
+
+# What other packages for calibration say of the same predictions. quapy and netcal want much that these tests don't need.
+.venv-references/installed: $(VENV)/installed
+	$(PYTHON) -m venv .venv-references
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(.venv-references/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth
+	.venv-references/bin/python -m pip install --quiet dcurves model-diagnostics mapie crepes probmetrics numba pytorch-minimize
+	.venv-references/bin/python -m pip install --quiet --no-deps netcal quapy
+	@touch $@
+
+test-references: setup .venv-references/installed ## measures, scaling and sets beside dcurves, MAPIE, crepes, probmetrics, quapy, ...
+	PYTHONPATH="$(CURDIR)" OMP_NUM_THREADS=1 .venv-references/bin/python -m pytest -m references tests
 
 mutate: setup ## breaks the package by one line at a time, and sees the tests go red (half an hour)
 	$(BIN)/python tools/mutate.py

@@ -1,7 +1,7 @@
-"""One class, one finding, one patient: tables, curves and tests against scikit-learn, statsmodels, and, where they are installed, model-diagnostics, MAPIE and dcurves.
+"""One class, one finding, one patient: tables, curves and tests against scikit-learn, statsmodels, and (by `make test-references`) model-diagnostics, MAPIE and dcurves.
 
 A class that is neither the first nor the last of three or more is among those compared throughout."""
-import warnings
+import importlib, warnings
 import numpy as np, pandas as pd, pytest, torch
 import sklearn.metrics as skm
 from hypothesis import given, settings, strategies as st
@@ -267,8 +267,9 @@ def test_net_benefit(k):
     np.testing.assert_allclose(ten, curve, atol=2e-3)
     assert len(net_benefit(q, y))==99
 
+@pytest.mark.references
 def test_net_benefit_as_dcurves_says():
-    dcurves = pytest.importorskip('dcurves')
+    dcurves = importlib.import_module('dcurves')
     p,t = draw(600, 4)
     q,y = one_outcome(p, t, 2)
     theirs = dcurves.dca(data=pd.DataFrame(dict(y=y, q=q)), outcome='y', modelnames=['q'], thresholds=np.array([.1,.3,.5]))
@@ -290,8 +291,9 @@ def test_the_curve_is_isotonic_regression(k):
         assert r['count'].sum()==500 and list(r.columns)==['probability','count','frequency']
 
 @pytest.mark.parametrize('k', (None,0,2))
+@pytest.mark.references
 def test_parts_of_a_score_as_model_diagnostics_says(k):
-    scoring = pytest.importorskip('model_diagnostics.scoring')
+    scoring = importlib.import_module('model_diagnostics.scoring')
     p,t = draw(700, 4, sharper=1.5)
     q,y = one_outcome(p, t, k)
     ours = corp_decomposition(p, t, k)
@@ -354,8 +356,9 @@ def test_calibration_tests_by_their_formulas():
     big = draw(10_000, 5)
     assert (calibration_test(*big).p>.01).all()  # read in chunks
 
+@pytest.mark.references
 def test_spiegelhalter_as_mapie_says():
-    mapie = pytest.importorskip('mapie.metrics.calibration')
+    mapie = importlib.import_module('mapie.metrics.calibration')
     p,t = draw(400, 5, sharper=1.2)
     for k,name in ((None,'top-1 prediction'),(2,'Spiegelhalter')):
         q,y = one_outcome(p, t, k)

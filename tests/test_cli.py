@@ -2,6 +2,7 @@
 import os, re, resource, signal, subprocess, sys
 import cv2, numpy as np, pandas as pd, pytest
 from ols_fastai import __version__
+from forked import run_forked
 from ols_fastai.core import load_metadata
 
 start = "import sys; from ols_fastai.compare.cli import ols_compare; sys.exit(ols_compare())"
@@ -9,8 +10,10 @@ tiny = ('--arch','small_cnn', '--size',16, '--bs',8, '--epochs',1, '--workers',0
 
 def environment(**more): return {**os.environ, 'OMP_NUM_THREADS':'1', 'CUDA_VISIBLE_DEVICES':'', 'COLUMNS':'200', **more}
 
-def command(*args, cwd=None, **kwargs):
-    return subprocess.run([sys.executable, '-c', start, *map(str, args)], capture_output=True, text=True, errors='surrogateescape', timeout=300, cwd=cwd, env=environment(), **kwargs)
+def command(*args, cwd=None): return run_forked(start, *args, cwd=cwd, env=environment())
+
+def fresh_command(*args, **kwargs):
+    return subprocess.run([sys.executable, '-c', start, *map(str, args)], capture_output=True, text=True, timeout=300, env=environment(), **kwargs)
 
 def make_tree(root, n=16, name='{}.png'):
     "Folders of three classes, of noisy stripes"
@@ -34,7 +37,7 @@ def test_help_and_mistyped_options_import_nothing_heavy(args, says):
 
 def test_no_warning_of_other_packages_greets_a_start_and_the_users_own_are_shown(tmp_path):
     (tmp_path/'mine.py').write_text("import warnings\nwarnings.warn('my own', FutureWarning)\nwarnings.warn('`torch.jit.script` is deprecated: by me', FutureWarning)\n")
-    r = command('--list-methods', '--methods-from',tmp_path/'mine.py')
+    r = fresh_command('--list-methods', '--methods-from',tmp_path/'mine.py')
     assert r.returncode==0 and 'label smoothing (Szegedy' in r.stdout
     assert r.stderr.count('FutureWarning: ')==2 and 'FutureWarning: my own' in r.stderr and 'by me' in r.stderr, r.stderr
 
@@ -99,7 +102,7 @@ def test_remedies_are_options(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path):
     root = make_tree(tmp_path/'images')
     def small_files(): resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,300_000))   # the weights have 1.1 MB
-    r = command('--folder',root, *tiny, '--out',tmp_path/'out', preexec_fn=small_files)
+    r = fresh_command('--folder',root, *tiny, '--out',tmp_path/'out', preexec_fn=small_files)
     assert r.returncode==2 and 'Traceback' not in r.stderr, r.stderr
     last = r.stderr.strip().splitlines()[-1]
     assert last.startswith('ols_compare: ') and 'File too large: make room, and run the same command again to resume' in last, r.stderr

@@ -5,6 +5,7 @@ import cv2, numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
 from rich.console import Console
+from forked import run_forked
 from ols_fastai.core import load_metadata, load_tensors, save_tensors
 from ols_fastai.train.methods import METHODS, Method
 from ols_fastai.calibration.metrics import nll
@@ -36,9 +37,13 @@ def lists(data): return {o: data/f'{o}.csv' for o in ('train','valid','test')}
 
 def small(data, out, **kwargs): return compare(**{**lists(data), **dict(out=out, methods=['hard'], arch='small_cnn', epochs=1, bs=8, size=16, num_workers=0, console=quiet), **kwargs})
 
+def environment(env): return {**os.environ, 'OMP_NUM_THREADS':'1', 'CUDA_VISIBLE_DEVICES':'', **env}
+
 def run(*args, launcher=(), **env):
-    return subprocess.run([sys.executable, *launcher, str(here/'compare_worker.py'), *map(str, args)], cwd=here, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, 'OMP_NUM_THREADS':'1', 'CUDA_VISIBLE_DEVICES':'', **env})
+    "In a process that is started afresh"
+    return subprocess.run([sys.executable, *launcher, str(here/'compare_worker.py'), *map(str, args)], cwd=here, capture_output=True, text=True, timeout=300, env=environment(env))
+
+def run_again(*args, **env): return run_forked(here/'compare_worker.py', *args, cwd=here, env=environment(env))
 
 two = dict(launcher=('-m','torch.distributed.run','--standalone','--nproc_per_node','2'), ACCELERATE_USE_CPU='true')
 
@@ -55,13 +60,13 @@ def whole(data, tmp_path_factory):
 # 3 batches an epoch, 9 a run, 6 runs: in the second epoch of the first run, in the last of the second, in the third run, in the fifth
 @pytest.mark.parametrize('kill_at', [5, 17, 22, 44, 50])
 def test_killed_comparison_ends_as_an_uninterrupted_one(data, whole, tmp_path, kill_at):
-    r = run(data, tmp_path, kill_at); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run_again(data, tmp_path, kill_at); assert r.returncode==-signal.SIGKILL, r.stderr
     n_done = (kill_at-1)//9
     kept = {o.name: o.stat().st_mtime_ns for o in (tmp_path/'runs').iterdir()}
     assert len(kept)==n_done and [o.suffix for o in (tmp_path/'unfinished').iterdir()]==['.pt']
     epoch = torch.load(next((tmp_path/'unfinished').iterdir()), weights_only=True)['epoch']
     assert epoch==(kill_at-1)%9//3-1
-    r = run(data, tmp_path); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path); assert r.returncode==0, r.stderr
     pd.testing.assert_frame_equal(figures(tmp_path), figures(whole))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'history.csv'), pd.read_csv(whole/'history.csv'))
     assert all((tmp_path/'runs'/o).stat().st_mtime_ns==t for o,t in kept.items()), 'finished runs are not repeated'
@@ -75,8 +80,8 @@ def test_killed_comparison_ends_as_an_uninterrupted_one(data, whole, tmp_path, k
 def test_augmentation_goes_on_where_it_was_stopped(data, tmp_path, kill_at):
     env = dict(METHODS='hard,mixup', SETTINGS=json.dumps(dict(augment=True, flip=True, channels=1)))
     r = run(data, tmp_path/'whole', **env); assert r.returncode==0, r.stderr
-    r = run(data, tmp_path/'killed', kill_at, **env); assert r.returncode==-signal.SIGKILL, r.stderr
-    r = run(data, tmp_path/'killed', **env); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path/'killed', kill_at, **env); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run_again(data, tmp_path/'killed', **env); assert r.returncode==0, r.stderr
     for o in ('hard','mixup'):
         a,b = (load_tensors(tmp_path/k/f'models/{o}-0.safetensors')[0] for k in ('whole','killed'))
         assert all(torch.equal(a[k], b[k]) for k in a) and a['0.0.weight'].shape[1]==1
@@ -86,30 +91,30 @@ def test_augmentation_goes_on_where_it_was_stopped(data, tmp_path, kill_at):
 def test_threads_change_no_run(data, tmp_path):
     "With none, with two, and killed with one and resumed with four"
     def env(n): return dict(METHODS='ols', SETTINGS=json.dumps(dict(num_workers=n, flip=True)))
-    for n in (0,2):
-        r = run(data, tmp_path/str(n), **env(n)); assert r.returncode==0, r.stderr
-    r = run(data, tmp_path/'killed', 5, **env(1)); assert r.returncode==-signal.SIGKILL, r.stderr
-    r = run(data, tmp_path/'killed', **env(4)); assert r.returncode==0, r.stderr
+    r = run(data, tmp_path/'0', **env(0)); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path/'2', **env(2)); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path/'killed', 5, **env(1)); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run_again(data, tmp_path/'killed', **env(4)); assert r.returncode==0, r.stderr
     want,*others = (load_tensors(tmp_path/o/'models/ols-0.safetensors')[0] for o in ('0','2','killed'))
     for o in others: assert all(torch.equal(o[k], want[k]) for k in want)
 
 def test_a_damaged_or_foreign_unfinished_run_is_named(data, whole, tmp_path):
     args = dict(epochs=3, crop=.8)
-    r = run(data, tmp_path, 5); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run_again(data, tmp_path, 5); assert r.returncode==-signal.SIGKILL, r.stderr
     fn = tmp_path/'unfinished/hard-0.pt'
     with pytest.raises(ValueError, match='epochs was 3 and is now 4'): small(data, tmp_path, **{**args,'epochs':4})
     kept = fn.read_bytes()
     fn.write_bytes(kept[:len(kept)//2])
     with pytest.raises(ValueError, match='hard-0.pt is damaged .*remove it'): small(data, tmp_path, **args)
     fn.unlink()
-    r = run(data, tmp_path); assert r.returncode==0, r.stderr  # in a process like that of `whole`: with other threads sums come in another order
+    r = run_again(data, tmp_path); assert r.returncode==0, r.stderr  # in a process like that of `whole`: with other threads sums come in another order
     pd.testing.assert_frame_equal(figures(tmp_path), figures(whole))
 
 def test_a_watched_run_that_is_killed_keeps_its_best_epoch(data, tmp_path):
     r = run(data, tmp_path/'whole', 0, 'refinement'); assert r.returncode==0, r.stderr
-    r = run(data, tmp_path/'killed', 10, 'refinement'); assert r.returncode==-signal.SIGKILL, r.stderr
+    r = run_again(data, tmp_path/'killed', 10, 'refinement'); assert r.returncode==-signal.SIGKILL, r.stderr
     for fn in (tmp_path/'killed/unfinished').glob('*-best.pth'): fn.write_bytes(b'cut')   # as a kill may leave it
-    r = run(data, tmp_path/'killed', 0, 'refinement'); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path/'killed', 0, 'refinement'); assert r.returncode==0, r.stderr
     for o in ('results','history'): pd.testing.assert_frame_equal(*(pd.read_csv(tmp_path/k/f'{o}.csv').drop(columns='seconds', errors='ignore') for k in ('whole','killed')))
     a,b = (load_tensors(tmp_path/k/'runs/ols-0.safetensors')[0] for k in ('whole','killed'))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -356,7 +361,7 @@ def test_two_processes_share_a_comparison(data, tmp_path):
     r = run(data, tmp_path/'two', **two, CROP='1')
     assert r.returncode==0, r.stderr[-3000:]
     assert r.stderr.count('hard labels, seed 0')==1
-    r = run(data, tmp_path/'one', CROP='1', METHODS='hard,ols,tfkd_self'); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path/'one', CROP='1', METHODS='hard,ols,tfkd_self'); assert r.returncode==0, r.stderr
     pd.testing.assert_frame_equal(figures(tmp_path/'two'), figures(tmp_path/'one'), rtol=0, atol=1e-4)
     a,b = (pd.read_csv(tmp_path/o/'history.csv') for o in ('two','one'))
     pd.testing.assert_frame_equal(a, b, rtol=0, atol=1e-4)
@@ -365,7 +370,7 @@ def test_two_processes_share_a_comparison(data, tmp_path):
 
 def test_two_processes_stop_and_keep_the_best_together(data, tmp_path):
     r = run(data, tmp_path/'two', 0, 'refinement', **two, CROP='1', METHODS='ols'); assert r.returncode==0, r.stderr[-3000:]
-    r = run(data, tmp_path/'one', 0, 'refinement', CROP='1'); assert r.returncode==0, r.stderr
+    r = run_again(data, tmp_path/'one', 0, 'refinement', CROP='1'); assert r.returncode==0, r.stderr
     pd.testing.assert_frame_equal(figures(tmp_path/'two'), figures(tmp_path/'one'), rtol=0, atol=1e-4)
 
 def test_a_killed_comparison_of_two_processes_goes_on(data, tmp_path):

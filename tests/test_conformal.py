@@ -1,4 +1,5 @@
 "Conformal sets: coverage, size, and agreement with slow definitions."
+import importlib
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
 from hypothesis import given, settings, strategies as st
@@ -157,3 +158,22 @@ def test_equal_predictions_are_not_equal_images(what):
     if what=='rounded': p = p.argmax(1)[:,None].eq(torch.arange(4))*.7+.075
     r = ConformalSets(p[:200], y[:200]).table(p[200:], y[200:]).iloc[0]
     assert r.n==200 and r.coverage>.8
+
+# ---- other people's
+
+@pytest.mark.parametrize('by', [None,'class','scanner'])
+@pytest.mark.filterwarnings('ignore:.*thresholds')
+@pytest.mark.references
+def test_sets_as_crepes_has_them(by):
+    "LAC, for all images, each class and each scanner. 93 %: where (n+1) times it is a whole number, theirs depends on rounding"
+    crepes = importlib.import_module('crepes')
+    z,y = logits_and_targs(900, 4, T=1.5, seed=0)
+    p,scanner = z.softmax(1).double(),np.arange(900)%3
+    s = ConformalSets(p[:500], y[:500], .07, 'lac', by=scanner[:500].tolist() if by=='scanner' else by)
+    ours = s(p[500:], by=scanner[500:].tolist() if by=='scanner' else None).numpy()
+    own,new = (1-p[:500].gather(1, y[:500,None])[:,0]).numpy(),(1-p[500:]).numpy()
+    def theirs(of, new, fit_bins=None, new_bins=None):
+        return crepes.ConformalClassifier().fit(own[of], bins=fit_bins).predict_set(new, bins=new_bins, confidence=.93, smoothing=False).astype(bool)
+    if by=='class': sets = np.concatenate([theirs((y[:500]==k).numpy(), new[:,[k]]) for k in range(4)], 1)
+    else: sets = theirs(slice(None), new, *((scanner[:500],scanner[500:]) if by else ()))
+    assert (ours==sets).all() and .1<ours.mean()<.9

@@ -1,5 +1,5 @@
 "Calibration after training: the fits against slow ones, and what survives saving, exporting and fitting again."
-import subprocess, sys, warnings
+import importlib, subprocess, sys, warnings
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -808,3 +808,28 @@ def test_what_is_no_ensemble(tmp_path):
     renamed.dls.vocab = [o.upper() for o in learn.dls.vocab]
     with pytest.raises(ValueError, match='other classes'): ensemble_learner([learn,renamed])
     with pytest.raises(ValueError, match=r'other numbers of classes: \[4, 6\]'): probs(ensemble_learner([a,toy_learner(model=toy_model(4))]))
+
+# ---- other people's
+
+@pytest.mark.parametrize('kind,name', [('structured','svs'),('matrix','sms')])
+@pytest.mark.references
+def test_structured_scaling_as_probmetrics_has_it(kind, name):
+    "The same temperature first: theirs has no prior, and is searched to 1e-3"
+    factory = importlib.import_module('probmetrics.calibrators.factory')
+    z,y = logits_and_targs(600, 6, T=1.7, seed=3)
+    z = z.double()+torch.linspace(-.8, .8, 6)                    # biased classes
+    theirs = factory.get_calibrator(name).fit(z[:400].softmax(1).numpy(), y[:400].numpy()).predict_proba(z[400:].softmax(1).numpy())
+    ours = scale_logits(z[400:], **fit_scaling(z[:400], y[:400], kind, prior=None)).softmax(1).numpy()
+    assert abs(ours-theirs).max()<1e-3 and abs(ours-z[400:].softmax(1).numpy()).max()>.05
+
+@pytest.mark.references
+def test_the_prevalence_of_another_place_as_quapy_finds_it():
+    quapy = importlib.import_module('quapy.method.aggregative')
+    z,y = logits_and_targs(2000, 4, T=1., seed=5)
+    p,trained = z.double().softmax(1),np.array([.4,.3,.2,.1])
+    keep = np.flatnonzero((y!=0).numpy() | (np.arange(2000)%4==0))   # a quarter of the first class
+    shares,adapted = quapy.EMQ.EM(trained, p[keep].numpy(), epsilon=1e-12)
+    ours = estimate_priors(p[keep], trained, tol=1e-13)
+    np.testing.assert_allclose(ours, shares, atol=1e-8)
+    np.testing.assert_allclose(adapt_priors(p[keep], trained), adapted, atol=1e-6)
+    assert abs(ours.numpy()-trained).max()>.05
