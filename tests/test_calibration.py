@@ -562,3 +562,22 @@ def test_a_pickled_metric_takes_no_validation_set_along():
     learn.fit(1)
     metric = pickle.loads(pickle.dumps(learn.metrics[0]))
     assert learn.metrics[0].value is not None and metric.value is None and metric.name=='ece_7'
+
+def test_the_debiased_error_by_group_takes_off_what_groups_add():
+    "By its definition; like images of a patient are noise of the patient, not of the image"
+    rng = np.random.default_rng(3)
+    who = np.sort(rng.integers(0, 40, 300))
+    p = torch.from_numpy(rng.dirichlet([1,1,1], 40)[who])   # all images of a patient look alike
+    t = torch.from_numpy(np.where(rng.random(300)<.7, p.argmax(1).numpy(), 2))
+    conf,right = p.max(1).values.numpy(),(p.argmax(1)==t).numpy()
+    total = 0.
+    for b in range(5):
+        of = (conf>b/5)&(conf<=(b+1)/5)
+        groups = set(who[of])
+        if len(groups)<2: continue
+        n,acc,G = of.sum(),right[of].mean(),len(groups)
+        sums = [(right[of&(who==k)]-acc).sum() for k in groups]
+        total += n/300*((conf[of].mean()-acc)**2 - sum(o**2 for o in sums)/n**2*G/(G-1))
+    by_patient,by_image = (debiased_ce(grouped_stats(p, t, o), n_bins=5) for o in (who,None))
+    same(by_patient, max(0, total)**.5, 1e-9)
+    assert 0<by_patient<by_image
