@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['remove_parts', 'atomic_write', 'write_csv', 'read_csv', 'save_tensors', 'load_tensors', 'load_metadata',
-           'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'quiet_learner', 'each_alone',
-           'predict_alone', 'FirstProcessFailed', 'first_process', 'end_processes']
+           'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'size_text', 'quiet_learner',
+           'each_alone', 'predict_alone', 'FirstProcessFailed', 'first_process', 'end_processes']
 
 # %% ../nbs/00_core.ipynb #cf922dad
 import errno, json, os, platform, re, shutil, socket, tempfile, time
@@ -193,6 +193,16 @@ def did_you_mean(
     "The known names that are nearest to one that is not known"
     near = get_close_matches(name, list(known), n)
     return f"did you mean {', '.join(near)}?" if near else ''
+
+# %% ../nbs/00_core.ipynb #5a7e0001
+def size_text(
+    n:int # Bytes
+)->str: # '2.5 MB'
+    "A size with three digits"
+    for unit in ('kB','MB','GB'):
+        n = n/1000
+        if n<1000: break
+    return f'{n:,.3g} {unit}' if n<1000 else f'{n:,.0f} {unit}'
 
 # %% ../nbs/00_core.ipynb #723cca90
 @contextmanager

@@ -88,17 +88,14 @@ def _time_text(seconds):
     hours,minutes = divmod(math.ceil(seconds/60), 60)
     return f'{hours} h {minutes} min' if hours else f'{minutes} min'
 
-def _size_text(n):
-    for unit in ('kB','MB','GB'):
-        n = n/1000
-        if n<1000 or unit=='GB': return f'{n:.3g} {unit}'
+
 
 def plan_text(
     p:dict # From `plan_comparison`
 )->str:
     "A plan in a sentence"
     if not p['to_do']: return f"all {p['runs']} runs were made before"
-    time,size = _time_text(p['seconds']),_size_text(p['bytes'])
+    time,size = _time_text(p['seconds']),size_text(p['bytes'])
     how_many = f"{p['to_do']} of {p['runs']} runs to do"
     cache = f"; cache {p['cache']}" if p['cache'] else ''
     return f'{how_many}: about {time} on this machine (estimated from a few batches), and {size} of disk space{cache}'

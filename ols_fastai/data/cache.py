@@ -12,7 +12,7 @@ from errno import ENOSPC
 from fastcore.basics import patch
 from importlib.metadata import version
 from pathlib import Path
-from ..core import atomic_write
+from ..core import atomic_write, size_text
 from .images import *
 from .transforms import _resize
 
@@ -38,7 +38,7 @@ def _folder_of(folder, store, about):
     digest.update(json.dumps(about, sort_keys=True, default=str).encode(errors='surrogateescape'))
     return Path(folder)/digest.hexdigest()
 
-def _giga(n): return f'{n/1e9:,.1f} GB' if n>=5e7 else f'{n/1e6:,.1f} MB'
+
 
 class ImageCache:
     """Images of a table, as they are before anything is drawn for them.
@@ -81,13 +81,14 @@ class ImageCache:
     def _check_room(self):
         free = shutil.disk_usage(self.folder).free
         if self.needs()<=free: return
-        raise OSError(ENOSPC, f"the cache of {len(self.seen):,} images takes {_giga(self.needs())} more at least, "
-                      f"and {_giga(free)} are free: give a folder on another disk, or leave it out", str(self.folder))
+        said = (f"the cache of {len(self.seen):,} images takes {size_text(self.needs())} more at least, and "
+                f"{size_text(free)} are free: give a folder on another disk, or leave it out")
+        raise OSError(ENOSPC, said, str(self.folder))
 
     def __repr__(self):
         n = int((self.records['kind']>0).sum())
-        return (f"{self.folder}: {n:,} of {len(self.seen):,} images, the others take {_giga(self.needs())} in grey, "
-                "three times as much in colour")
+        return (f"{self.folder}: {n:,} of {len(self.seen):,} images, the others take {size_text(self.needs())} in "
+                "grey, three times as much in colour")
 
 # %% ../../nbs/21_data.cache.ipynb #cac4e009
 @patch
