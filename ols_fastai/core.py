@@ -201,8 +201,8 @@ def size_text(
     "A size with three digits"
     for unit in ('kB','MB','GB'):
         n = n/1000
-        if n<1000: break
-    return f'{n:,.3g} {unit}' if n<1000 else f'{n:,.0f} {unit}'
+        if n<1000: return f'{n:.3g} {unit}'
+    return f'{n:,.0f} GB'
 
 # %% ../nbs/00_core.ipynb #723cca90
 @contextmanager
