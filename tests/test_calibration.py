@@ -581,3 +581,18 @@ def test_the_debiased_error_by_group_takes_off_what_groups_add():
     by_patient,by_image = (debiased_ce(grouped_stats(p, t, o), n_bins=5) for o in (who,None))
     same(by_patient, max(0, total)**.5, 1e-9)
     assert 0<by_patient<by_image
+
+@pytest.mark.parametrize('by', ['images','patients'])
+def test_the_gap_of_a_network_without_mistakes_is_not_certain(by):
+    "33 images and no mistake: the accuracy may be 90 %, and with it the gap may be 0"
+    p = torch.full((33,3), .035)
+    p[:,0] = .93 + .02*torch.linspace(-1, 1, 33)
+    p,t = p/p.sum(1, keepdim=True),torch.zeros(33, dtype=torch.long)
+    who = None if by=='images' else np.arange(33)//3
+    gap,acc = bootstrap([confidence_gap,top_k_acc], p, t, who, n=50).iloc
+    assert gap.value==pytest.approx(confidence_gap(p, t)) and gap.low<gap.value<-.05
+    assert gap.high==pytest.approx(gap.value + acc.value-acc.low, abs=.01)   # the confidences differ by little
+    many = draw(600, 3)
+    assert bootstrap(confidence_gap, *many, n=50).notna().all(axis=None)
+    wide,plain = (bootstrap(in_percent(confidence_gap), p, t, o, n=50).iloc[0] for o in (who,who))
+    assert wide.high==pytest.approx(100*gap.high) and plain.equals(wide)

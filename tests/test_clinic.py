@@ -14,6 +14,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, PILImage
 from ols_fastai.all import *
 from ols_fastai.calibration.clinic import _halve, _network_hash
+from ols_fastai.data.items import loader_table
 from conftest import toy_learner
 
 # ---- the promise
@@ -365,3 +366,27 @@ def test_too_few_images_hold_everything_and_it_is_said():
     learn = logit_learner(5, 0)
     with pytest.warns(UserWarning, match='too few images'): add_sets(learn)
     assert (learn.predict_table(learn.dls[2])['set size']==5).all()
+
+# ---- a batch with damaged files, and an exported learner that is judged
+
+def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
+    learn = add_sets(make_learner(files), kind='lac')
+    good = [Path(o) for o in judged(learn)[:3]]
+    (tmp_path/'cut.png').write_bytes(good[0].read_bytes()[:60])
+    given = [good[0], tmp_path/'cut.png', good[1], tmp_path/'none.png', good[2]]
+    with pytest.raises(Exception): learn.predict_table(given)
+    table = learn.predict_table(given, on_error='row')
+    assert table.filename.tolist()==list(map(str, given)) and table.error.ne('').tolist()==[False,True,False,True,False]
+    assert 'cut.png' in table.error[1] and 'none.png' in table.error[3] and table.label.isna().tolist()==[False,True,False,True,False]
+    pd.testing.assert_frame_equal(table.iloc[[0,2,4],:5].reset_index(drop=True), learn.predict_table(good), check_dtype=False)
+    assert learn.predict_table([], on_error='row').empty and learn.predict_table(given[1:2], on_error='row').error[0]
+    with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
+    with pytest.raises(ValueError, match='a list of paths'): learn.predict_table(learn.dls[2], on_error='row')
+
+def test_an_exported_learner_is_judged_on_a_table(files, tmp_path):
+    learn = add_sets(make_learner(files), kind='lac')
+    learn.export(tmp_path/'c.pkl')
+    served = load_quietly(tmp_path/'c.pkl')
+    df = loader_table(learn.dls[2])
+    pd.testing.assert_frame_equal(served.coverage(df), learn.coverage(learn.dls[2]))
+    with pytest.raises(ValueError, match='give a table with their classes'): served.coverage(served.dls.valid)

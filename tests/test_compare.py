@@ -3,15 +3,18 @@ import io, json, os, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from rich.console import Console
 from forked import run_forked
 from ols_fastai.core import load_metadata, load_tensors, save_tensors
 from ols_fastai.train.methods import METHODS, Method
+from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.metrics import nll
+from ols_fastai.calibration.scaling import calibrate
 from ols_fastai.calibration.temperature import apply_temperature, fit_temperature, refinement
 from ols_fastai.compare.comparison import compare
-from ols_fastai.compare.results import load_comparison, print_summary, run_file, save_figures, save_report
+from ols_fastai.compare.results import load_comparison, load_network, print_summary, run_file, run_learner, save_figures, save_report
 from ols_fastai.compare.statistics import paired_differences
 
 here = Path(__file__).parent
@@ -401,3 +404,25 @@ def test_differences_take_one_row_of_each_run():
     for o in ('none','temperature'):
         d = paired_differences(results[results.scaled==o], 'ols', measures=('NLL',))
         assert d.loc[('hard','NLL'),'difference']==pytest.approx(1.1) and d.loc[('hard','NLL'),'seeds']==3
+
+# --- from a comparison to a learner
+
+def test_the_network_of_a_run_becomes_a_learner(data, tmp_path):
+    "Of one channel too; other classes, sizes and channels than those of the training are refused"
+    small(data, tmp_path/'out', methods=['ols'], channels=1)
+    def loaders(size=16, channels=1, lists=lists(data)): return image_dls(**lists, size=size, bs=8, channels=channels, num_workers=0)
+    dls = loaders()
+    learn = run_learner(dls, tmp_path/'out', 'ols')
+    assert not learn.model.training
+    with learn.no_bar(): calibrate(learn)
+    table = pd.read_csv(tmp_path/'out/results.csv').query("scaled=='temperature'").iloc[0]
+    assert learn.model.T==pytest.approx(table['T'], rel=1e-3)
+    with learn.no_bar(): p,t = learn.get_preds(ds_idx=2)
+    assert nll(p, t)==pytest.approx(table['NLL'], rel=1e-3)
+    for other,says in ((dict(size=20),'1 x 16 x 16, and these loaders give 1 x 20 x 20'), (dict(channels=3),'channels=1')):
+        with pytest.raises(ValueError, match=says): run_learner(loaders(**other), tmp_path/'out', 'ols')
+    table = {o: pd.read_csv(fn).query("label!='every 2'") for o,fn in lists(data).items()}
+    fewer = image_dls(pd.concat([o.assign(split=k) for k,o in table.items()]), root=data, size=16, bs=8, channels=1, num_workers=0)
+    with pytest.raises(ValueError, match='not those of the run: every 2'): run_learner(fewer, tmp_path/'out', 'ols')
+    wrong = Learner(fewer, load_network(tmp_path/'out', 'ols'), loss_func=CrossEntropyLossFlat())
+    with wrong.no_bar(), pytest.raises(ValueError, match='3 outputs, and the loaders have 2 classes'): calibrate(wrong)

@@ -833,3 +833,25 @@ def test_the_prevalence_of_another_place_as_quapy_finds_it():
     np.testing.assert_allclose(ours, shares, atol=1e-8)
     np.testing.assert_allclose(adapt_priors(p[keep], trained), adapted, atol=1e-6)
     assert abs(ours.numpy()-trained).max()>.05
+
+# ---- what the callback says
+
+@pytest.mark.parametrize('monitor,warned', [('ece',True),('debiased_ce',True),('confidence_gap',True),('accuracy',False),('refinement',False),('valid_loss',False)])
+def test_a_watched_measure_that_the_scaling_changes_is_said(tmp_path, monitor, warned):
+    from fastai.metrics import accuracy
+    from ols_fastai.calibration.metrics import confidence_gap, ece
+    from ols_fastai.calibration.resampling import debiased_ce
+    learn = toy_learner(metrics=[accuracy,ece,debiased_ce,confidence_gap,RefinementMetric()], path=tmp_path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        learn.fit(1, cbs=[SaveModelCallback(monitor=monitor), Calibrate()])
+    assert any(f'SaveModelCallback watches {monitor}' in str(o.message) for o in said)==warned
+
+def test_the_end_of_a_fit_says_what_was_calibrated(capsys):
+    from fastai.callback.progress import ProgressCallback
+    learn = toy_learner()
+    learn.fit(1, cbs=Calibrate())
+    assert 'Calibrated' not in capsys.readouterr().out   # without a bar: silent
+    learn.create_mbar = True
+    learn.fit(1, cbs=[ProgressCallback(), Calibrate()])
+    assert f'Calibrated after the last epoch: T={learn.model.T:.4g}, fitted to 60 images' in capsys.readouterr().out

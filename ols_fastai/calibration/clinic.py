@@ -97,11 +97,14 @@ def _file_names(dl):
 
 @patch
 def predict_table(self:SetLearner,
-    files, # Images: paths, a table as the learner's loaders read it, or a `DataLoader`
+    files, # Images: a list of paths, a table as the learner's loaders read it, or a `DataLoader`
+    on_error:str='raise', # Or 'row': an image of a list that can't be read gets a row that says why, in `error`
     **kwargs # Of `dls.test_dl`, such as `bs` and `num_workers`
 )->pd.DataFrame: # `filename`, `label`, `probability` of the label, `set` (names), `set size`: a row per image
     "Label and set of many images. Raises `ValueError` as `check_sets` does, and what reading an image raises"
+    if on_error not in ('raise','row'): raise ValueError(f"on_error must be 'raise' or 'row', got {on_error!r}")
     self.check_sets()
+    if on_error=='row': return self._table_with_errors(files, **kwargs)
     dl = files if isinstance(files, DataLoader) else self.dls.test_dl(files, **kwargs)
     dl = dl.new(shuffle=False, drop_last=False)
     preds,_ = predict_alone(self, dl=dl)
@@ -109,6 +112,26 @@ def predict_table(self:SetLearner,
     probability,best = preds.as_subclass(Tensor).cpu().max(1)
     out = dict(filename=_file_names(dl), label=[names[o] for o in best.tolist()], probability=probability.numpy())
     return pd.DataFrame({**out, 'set': sets, 'set size': [len(o) for o in sets]})
+
+@patch
+def _reading_error(self:SetLearner, fn):
+    "What reading a file raises, or ''"
+    try: self.dls.test_dl([fn], num_workers=0, bs=1).one_batch()
+    except (OSError,ValueError) as e: return str(e)
+    return ''
+
+@patch
+def _table_with_errors(self:SetLearner, files, **kwargs):
+    if isinstance(files, (DataLoader,pd.DataFrame)): raise ValueError("on_error='row' is for a list of paths")
+    files = list(files)
+    errors = [self._reading_error(o) for o in files]
+    good = [o for o,e in zip(files, errors) if not e]
+    columns = ['filename','label','probability','set','set size']
+    table = self.predict_table(good, **kwargs) if good else pd.DataFrame(columns=columns)
+    table.index = [i for i,e in enumerate(errors) if not e]
+    out = table.reindex(range(len(files))).assign(error=errors)
+    out['filename'] = list(map(str, files))
+    return out
 
 # %% ../../nbs/71_calibration.clinic.ipynb #66b305d0
 def _check_not_scaled_on(learn, dl, ids):
@@ -213,7 +236,7 @@ def remove_sets(
 # %% ../../nbs/71_calibration.clinic.ipynb #d874aa1f
 @patch
 def coverage(self:SetLearner,
-    dl:DataLoader, # Images with their true classes, which made neither the network, nor its scaling, nor the sets
+    dl, # Images with their true classes, which made neither network nor scaling nor sets: a `DataLoader` or a table
     by:list|str|None=None, # (N,) a group for each image, such as its scanner; or 'class'
     patient:str='patient' # Column of the loader's table: intervals are by patient where there is one
 )->pd.DataFrame: # One row per group: `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`
@@ -221,6 +244,10 @@ def coverage(self:SetLearner,
 
     Raises `ValueError` for images that the scaling or the sets were made of, and as `check_sets` does"""
     self.check_sets()
+    if not isinstance(dl, DataLoader): dl = self.dls.test_dl(dl, with_labels=True)
+    if not dl.n:
+        raise ValueError("there are no images in this loader; an exported learner has none of its own: give a table "
+                         "with their classes")
     check_not_calibrated_on(self, dl)
     dl = dl.new(shuffle=False, drop_last=False)
     preds,targs = predict_alone(self, dl=dl)

@@ -263,13 +263,19 @@ def _limits_of_kind(R):
     return ['Findings are judged one by one: how often several are right together is not looked at.',
             'Predicted is what has a probability of one half or more; another threshold gives another sensitivity.']
 
+def _no_scaling(R):
+    "Why there is no section on what a scaling would change"
+    what = 'No scaling' if R.multi_label else 'No scaling and no conformal sets'
+    if any(o.settings.get('calibrated', 'no')!='no' for o in R.runs.values()):
+        sets = '' if R.multi_label else '. add_sets(learn, halve=True) makes sets from half of the validation images'
+        return (f'{what}: the validation images have calibrated the network already, and say nothing more; '
+                f'valid_preds and valid_targs of other images would{sets}.')
+    return (f'{what}: give valid_preds and valid_targs, predictions on images that neither trained nor calibrated the '
+            'network, or an interpretation of a learner that has a validation set beside the images judged.')
+
 def _limits(R, have):
     unit = independence(R).strip() or f'Intervals are by {R.unit}.'
-    what = 'No scaling' if R.multi_label else 'No scaling and no conformal sets'
-    scaled = [] if 'After scaling' in have else [
-        f'{what}: give valid_preds and valid_targs, predictions on images that neither '
-        'trained nor calibrated the network, or an interpretation of a learner that has a validation set beside the '
-        'images judged.']
+    scaled = [] if 'After scaling' in have else [_no_scaling(R)]
     return section('Limits', [bullets([unit, *scaled,
         'Intervals tell of the choice of test images only, not of the seed, the training set or another hospital.',
         *_limits_of_kind(R),

@@ -214,6 +214,15 @@ def _intervals(draws, value, level, codes):
 def _before_root(m): return partial(m.square, **m.settings) if getattr(m, 'square', None) else m
 
 # %% ../../nbs/51_calibration.resampling.ipynb #514e9e68
+def _gap_of_few(s, groups, level, few=10):
+    """Ends of the interval of confidence minus accuracy where fewer than 10 images, or groups, are wrong (or right):
+    draws know no mistakes but those, Wilson's interval does (MOVER, Zou & Donner 2008). None where there are more"""
+    codes = group_codes(groups, len(s.correct))
+    if min(len(np.unique(codes[s.correct==o])) for o in (True,False))>=few: return None
+    acc,low,high = proportion_interval(s.correct, groups, level)
+    gap,half = s.confidence.mean()-acc,_quantile(codes, level)*_error(s.confidence-s.confidence.mean(), codes)
+    return max(-1, gap-np.hypot(half, high-acc)),min(1, gap+np.hypot(half, acc-low))
+
 def bootstrap(
     metrics, # Measures, or functions of `SampleStats` that give a number or a dictionary: one, a list, or by name
     preds, # (N,K) probabilities
@@ -240,6 +249,8 @@ def bootstrap(
         if getattr(m, 'hits', None):
             share = proportion_interval(m.hits(s, **m.settings), groups, level)
             out.loc[name,['low','high']] = [m.scale*o for o in share[1:]]
+        if isinstance(m, confidence_gap) and (ends := _gap_of_few(s, groups, level)):
+            out.loc[name,['low','high']] = [m.scale*o for o in ends]
     return out
 
 # %% ../../nbs/51_calibration.resampling.ipynb #c0000010

@@ -7,13 +7,13 @@ __all__ = ['calibrate', 'uncalibrate', 'Calibrate', 'fold_scaling', 'RefinementM
            'ensemble_learner', 'estimate_priors', 'adapt_priors']
 
 # %% ../../nbs/56_calibration.scaling.ipynb #25b7dacd
-import warnings
+import re, warnings
 import numpy as np, pandas as pd
 from typing import NamedTuple
 from fastai.basics import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
-from fastai.callback.tracker import ReduceLROnPlateau
+from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from ..core import *
 from ..data.identity import *
 from ..train.models import Ensemble
@@ -138,6 +138,12 @@ def _column(dl, name):
     if hasattr(items, 'frame'): items = items.frame()  # the rows of a list, kept compactly
     return items[name] if isinstance(items, pd.DataFrame) and name in items else None
 
+def _check_classes(learn, z):
+    vocab = getattr(learn.dls, 'vocab', None)
+    if not isinstance(vocab, CategoryMap) or len(vocab)==z.shape[1]: return
+    raise ValueError(f"the network has {z.shape[1]} outputs, and the loaders have {len(vocab)} classes: it was trained "
+                     "on other lists")
+
 def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     check_kind(kind)
     _check_logits(learn, kind)
@@ -145,6 +151,7 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     _check_not_trained_on(learn, dl, ids, allow_overlap)
     uncalibrate(learn)
     z,y = _outputs(learn, dl, inner)
+    _check_classes(learn, z)
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
     else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
     learn.model = CalibratedModel(learn.model, ids, **scaling)
@@ -188,6 +195,14 @@ class Calibrate(Callback):
         if self.calib_dl is None and len(self.learn.dls.loaders)<2:
             raise ValueError("there is no validation set to calibrate on: give one, or Calibrate(dl=...)")
         _check_not_trained_on(self.learn, self._dl(), item_ids(self._dl(), content=False), self.allow_overlap)
+        self._check_watched()
+
+    def _check_watched(self):
+        for o in self.learn.cbs:
+            if not isinstance(o, TrackerCallback) or not re.search(r'ece|mce|_ce\b|confidence', o.monitor): continue
+            warnings.warn(f"{type(o).__name__} watches {o.monitor}, which the scaling at the end of the fit changes: an "
+                          "early epoch that knows little may have the least. Watch 'refinement' (RefinementMetric), or "
+                          "'accuracy'")
 
     def _dl(self): return self.learn.dls.valid if self.calib_dl is None else self.calib_dl
 
@@ -197,6 +212,8 @@ class Calibrate(Callback):
         if not self.trained: return
         self.trained = False
         _calibrate(self.learn, self._dl(), self.kind, self.prior, self.allow_overlap, self.patient, inner=True)
+        if hasattr(self.learn, 'progress') and not rank_distrib():  # not within no_bar
+            print(f'Calibrated after the last epoch: {get_model(self.learn.model).extra_repr()}')
 
 # %% ../../nbs/56_calibration.scaling.ipynb #fe629557
 def _fold(net, T):

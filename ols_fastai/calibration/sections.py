@@ -138,7 +138,9 @@ def _verdict(R, name, o):
         size = interval_text(pd.Series(dict(value=abs(r.value), low=low, high=high)), 'points')
         verdict = f"{'over' if r.value>0 else 'under'}-confident by {size} points"
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {verdict}.'
-    return f'{mean} {_of_the_sure(R, o.stats)}{_once_scaled(R, name, o)}'
+    how = o.settings.get('calibrated', 'no')
+    calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
+    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{_once_scaled(R, name, o)}'
 
 def independence(
     R:Report # What is judged
@@ -155,7 +157,7 @@ def _summary(R):
     notes = attempt_each(R, 'confidence minus accuracy', lambda k, o: verdicts.append(_verdict(R, k, o)), R.runs)
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
                       'should be right. This page shows how far a network is from that, '
-                      'and how much of it may be chance.'), bullets(verdicts), *notes,
+                      'and how much of it may be chance.'), bullets(verdicts), *notes, _few_mistakes(R),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
                       f'bootstrap resamples, seed {R.seed}.{independence(R)}')]
@@ -170,7 +172,7 @@ _definitions = {
                    'al. 2019)',
     'ECE': 'expected calibration error: mean gap between confidence and accuracy over bins of equal width (Guo et '
            'al. 2017); adaptive: over bins of equal mass; smooth: without bins (Blasiok and Nakkiran 2023)',
-    'MCE, RMS-CE': 'largest gap of a bin; root mean square gap',
+    'MCE, RMS-CE': 'largest gap of a bin with 10 images or more; root mean square gap of all bins',
     'class-wise ECE': 'ECE of the probability of each class, averaged over classes',
     'over-confidence, under-confidence': 'mean confidence of the wrong predictions; 1 minus that of the right ones. '
                                          'Neither is 0 for a calibrated network',
@@ -224,7 +226,6 @@ def _few_mistakes(R, least=10):
 def _measures(R):
     tables,notes = _measure_tables(R)
     if not tables: return notes
-    notes = [*notes, _few_mistakes(R)]
     text = pd.DataFrame({k: {m: interval_text(r, m) for m,r in t.iterrows()} for k,t in tables.items()})
     caption = f'Measures with 95 % intervals; {R.n_bins} bins'
     return [*notes, table(text.loc[_lead_first(text.index)], caption, 'measure'),
@@ -241,7 +242,7 @@ def _measures(R):
 
 # %% ../../nbs/66_calibration.sections.ipynb #f0838bd4
 def _difference_text(r, name):
-    significant = np.isfinite(r.value) and not r.low<=0<=r.high
+    significant = np.isfinite([r.value,r.low,r.high]).all() and not r.low<=0<=r.high
     return interval_text(r, name, True)+(' *' if significant else '')
 
 @page_section('Differences')
@@ -257,8 +258,11 @@ def _differences(R):
     if not columns: return notes
     text = pd.DataFrame(columns)
     return [paragraph(f'Each network minus {name}, judged on the same images, so that what is hard for '
-                      'both cancels out. * marks an interval that does not hold 0, not corrected for the '
-                      'number of comparisons; it does not say that the difference matters.'), *notes,
+                      'both cancels out. Below 0 is better for errors, NLL, Brier, calibration errors and AURC, '
+                      'above 0 for accuracy, AUROC and F1. * marks an interval that does not hold 0, not corrected '
+                      'for the number of comparisons; it does not say that the difference matters, nor that '
+                      'another training, from another seed, would show it. 0 (0 to 0) says that both were right '
+                      'about the same images.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals', 'measure')]
 
 # %% ../../nbs/66_calibration.sections.ipynb #aa6cc9ac

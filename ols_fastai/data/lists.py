@@ -183,16 +183,18 @@ def patients_from_names(
     It is looked for in a file's own name, or in its whole path if there is a / in the pattern. Raises `ValueError`
     naming the first file without a match"""
     try: find = re.compile(pattern)
-    except re.error as e: raise ValueError(f"patient_from={pattern!r} is no regular expression: {e}") from e
+    except re.error as e: raise ValueError(f"patient_from='{pattern}' is no regular expression: {e}") from e
     if find.groups>1:
-        raise ValueError(f"patient_from={pattern!r} has {find.groups} pairs of brackets: keep that around the patient")
+        raise ValueError(f"patient_from='{pattern}' has {find.groups} pairs of brackets: keep that around the patient")
     names = df['filename'] if '/' in pattern else df['filename'].map(lambda o: o[o.rfind('/')+1:])
     found = [find.search(o) for o in names]
     misses = [i for i,o in enumerate(found) if o is None or not o[find.groups]]
     if misses:
         i = misses[0]
-        raise ValueError(f"{row_place(df, i)}: patient_from={pattern!r} finds no patient in {names.iloc[i]}"
-                         f"{and_more(len(misses))}. Change the pattern; for a part of a folder's name put a / into it")
+        raise ValueError(f"{row_place(df, i)}: patient_from='{pattern}' finds no patient in {names.iloc[i]}"
+                         f"{and_more(len(misses))}. Change the pattern: "
+                         r"(pat\d+)_ finds pat0012 in pat0012_1.png, the brackets are around the patient and \d+ is a "
+                         "number; for a part of a folder's name put a / into it")
     return df.assign(patient=text_series([o[find.groups] for o in found], df.index))
 
 # %% ../../nbs/15_data.lists.ipynb #453189b6

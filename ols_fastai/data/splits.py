@@ -21,7 +21,8 @@ def split_codes(
 )->np.ndarray: # (N,) 0, 1 or 2 for each row
     "The split of each row as a number. Raises `ValueError` for another split, naming the row"
     if 'split' not in df:
-        raise ValueError(f"the table has no column 'split': its columns are {', '.join(map(repr, df.columns))}")
+        raise ValueError(f"the table has no column 'split': its columns are {', '.join(map(repr, df.columns))}; "
+                         "split_by_group(df) makes one, patients kept together")
     codes = pd.Categorical(df['split'], categories=SPLITS).codes
     if (codes>=0).all(): return codes
     i = int(np.argmax(codes<0))
@@ -249,7 +250,7 @@ def _group_ids(df, group):
                          f"fill it in, or give each such image a {group} of its own")
     if ids.nunique()<2:
         raise ValueError(f"all {len(df)} images have one {group}: there is nothing to split. "
-                         f"Is {group!r} the right column?")
+                         f"Is {group!r} the right column, or the pattern that found it?")
     return ids
 
 def _warn_of_shares(codes, shares, group):

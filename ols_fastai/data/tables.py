@@ -182,7 +182,9 @@ def _check_columns(df):
     columns = list(df.columns)
     shown = ', '.join(map(repr, columns[:20]))
     for o in ('filename','label'):
-        if o not in columns: raise ValueError(f"the table has no column {o!r}: its columns are {shown}")
+        if o not in columns:
+            raise ValueError(f"the table has no column {o!r}: its columns are {shown}; "
+                             f"rename the one that is meant, df.rename(columns={{'...': {o!r}}})")
     twice = [o for o in columns if columns.count(o)>1] if len(set(columns))<len(columns) else []
     if twice: raise ValueError(f"the table has {columns.count(twice[0])} columns {twice[0]!r}: rename or remove one")
     if not len(df): raise ValueError("the table has no rows")
