@@ -374,11 +374,13 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     good = [Path(o) for o in judged(learn)[:3]]
     (tmp_path/'cut.png').write_bytes(good[0].read_bytes()[:60])
     given = [good[0], tmp_path/'cut.png', good[1], tmp_path/'none.png', good[2]]
-    with pytest.raises(Exception): learn.predict_table(given)
+    with pytest.raises(ValueError, match='cut.png'): learn.predict_table(given[:2])
     table = learn.predict_table(given, on_error='row')
-    assert table.filename.tolist()==list(map(str, given)) and table.error.ne('').tolist()==[False,True,False,True,False]
-    assert 'cut.png' in table.error[1] and 'none.png' in table.error[3] and table.label.isna().tolist()==[False,True,False,True,False]
-    pd.testing.assert_frame_equal(table.iloc[[0,2,4],:5].reset_index(drop=True), learn.predict_table(good), check_dtype=False)
+    bad = [False,True,False,True,False]
+    assert table.filename.tolist()==list(map(str, given)) and table.error.ne('').tolist()==bad==table.label.isna().tolist()
+    assert 'cut.png' in table.error[1] and 'none.png' in table.error[3]
+    answered = table.iloc[[0,2,4],:5].reset_index(drop=True)
+    pd.testing.assert_frame_equal(answered, learn.predict_table(good), check_dtype=False)
     assert learn.predict_table([], on_error='row').empty and learn.predict_table(given[1:2], on_error='row').error[0]
     with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
     with pytest.raises(ValueError, match='a list of paths'): learn.predict_table(learn.dls[2], on_error='row')

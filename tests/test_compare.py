@@ -410,7 +410,7 @@ def test_differences_take_one_row_of_each_run():
 def test_the_network_of_a_run_becomes_a_learner(data, tmp_path):
     "Of one channel too; other classes, sizes and channels than those of the training are refused"
     small(data, tmp_path/'out', methods=['ols'], channels=1)
-    def loaders(size=16, channels=1, lists=lists(data)): return image_dls(**lists, size=size, bs=8, channels=channels, num_workers=0)
+    def loaders(size=16, channels=1): return image_dls(**lists(data), size=size, bs=8, channels=channels, num_workers=0)
     dls = loaders()
     learn = run_learner(dls, tmp_path/'out', 'ols')
     assert not learn.model.training

@@ -141,8 +141,7 @@ def _column(dl, name):
 def _check_classes(learn, z):
     vocab = getattr(learn.dls, 'vocab', None)
     if not isinstance(vocab, CategoryMap) or len(vocab)==z.shape[1]: return
-    raise ValueError(f"the network has {z.shape[1]} outputs, and the loaders have {len(vocab)} classes: it was trained "
-                     "on other lists")
+    raise ValueError(f"the network has {z.shape[1]} outputs, and the loaders have {len(vocab)} classes")
 
 def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     check_kind(kind)
