@@ -377,7 +377,8 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     with pytest.raises(ValueError, match='cut.png'): learn.predict_table(given[:2])
     table = learn.predict_table(given, on_error='row')
     bad = [False,True,False,True,False]
-    assert table.filename.tolist()==list(map(str, given)) and table.error.ne('').tolist()==bad==table.label.isna().tolist()
+    assert table.filename.tolist()==list(map(str, given))
+    assert table.error.ne('').tolist()==bad==table.label.isna().tolist()
     assert 'cut.png' in table.error[1] and 'none.png' in table.error[3]
     answered = table.iloc[[0,2,4],:5].reset_index(drop=True)
     pd.testing.assert_frame_equal(answered, learn.predict_table(good), check_dtype=False)
