@@ -7,6 +7,7 @@ import multiprocessing.forkserver
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 context = multiprocessing.get_context('forkserver')
 context.set_forkserver_preload(['ols_fastai.all'])
@@ -26,17 +27,10 @@ def _become(program, args, cwd, env, streams):
     sys.path.insert(0, str(Path(program).parent))
     runpy.run_path(program, run_name='__main__')
 
-def _start_server():
-    "With one thread, as every process that it forks"
-    before = os.environ.get('OMP_NUM_THREADS')
-    os.environ['OMP_NUM_THREADS'] = '1'
-    multiprocessing.forkserver.ensure_running()
-    if before is None: del os.environ['OMP_NUM_THREADS']
-    else: os.environ['OMP_NUM_THREADS'] = before
-
 def run_forked(program, *args, cwd=None, env=None, timeout=300):
     "`subprocess.run([sys.executable, program, *args])` of a file, or of code"
-    _start_server()
+    # with one thread, as every process that it forks
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS='1'): multiprocessing.forkserver.ensure_running()
     with TemporaryDirectory() as tmp:
         streams = [Path(tmp)/o for o in ('out','err')]
         how = str(program),[str(o) for o in args],cwd,dict(env or os.environ),streams
