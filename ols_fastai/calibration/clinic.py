@@ -124,6 +124,8 @@ def _reading_error(self:SetLearner, fn):
 def _table_with_errors(self:SetLearner, files, **kwargs):
     if isinstance(files, (DataLoader,pd.DataFrame)): raise ValueError("on_error='row' is for a list of paths")
     files = list(files)
+    try: return self.predict_table(files, **kwargs).assign(filename=list(map(str, files)), error='')
+    except (OSError,ValueError,IndexError): pass  # one by one, then
     errors = [self._reading_error(o) for o in files]
     good = [o for o,e in zip(files, errors) if not e]
     columns = ['filename','label','probability','set','set size']

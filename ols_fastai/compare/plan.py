@@ -88,8 +88,6 @@ def _time_text(seconds):
     hours,minutes = divmod(math.ceil(seconds/60), 60)
     return f'{hours} h {minutes} min' if hours else f'{minutes} min'
 
-
-
 def plan_text(
     p:dict # From `plan_comparison`
 )->str:

@@ -38,8 +38,6 @@ def _folder_of(folder, store, about):
     digest.update(json.dumps(about, sort_keys=True, default=str).encode(errors='surrogateescape'))
     return Path(folder)/digest.hexdigest()
 
-
-
 class ImageCache:
     """Images of a table, as they are before anything is drawn for them.
 
