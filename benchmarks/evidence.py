@@ -62,7 +62,8 @@ from ols_fastai.train.models import small_cnn
 from ols_fastai.train.ols import OLSCallback
 from ols_fastai.calibration.curves import aurc
 from ols_fastai.calibration.metrics import confidence_gap, summary_metrics
-from ols_fastai.calibration.resampling import debiased_ce, holm
+from ols_fastai.calibration.chance import holm
+from ols_fastai.calibration.resampling import debiased_ce
 from ols_fastai.calibration.scaling import calibrate, cross_calibrate
 from ols_fastai.calibration.temperature import apply_temperature, cross_folds, fit_temperature, refinement
 

@@ -26,6 +26,7 @@ import numpy as np, pandas as pd, torch
 from ols_fastai.core import write_csv
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.calibration.chance import *
 from ols_fastai.calibration.curves import *
 from ols_fastai.calibration.classes import *
 

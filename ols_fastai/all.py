@@ -30,6 +30,7 @@ from .train.geols import *
 from .train.models import *
 from .calibration.metrics import *
 from .calibration.resampling import *
+from .calibration.chance import *
 from .calibration.curves import *
 from .calibration.classes import *
 from .calibration.temperature import *

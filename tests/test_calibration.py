@@ -6,6 +6,7 @@ import importlib, pickle, warnings
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 import sklearn.metrics as skm
+from scipy.fft import dct, idct
 from fastai.basics import F, nn
 from fastai.callback.tracker import SaveModelCallback
 from hypothesis import given, settings, strategies as st
@@ -14,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from conftest import toy_learner
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.calibration.chance import *
 from ols_fastai.calibration.curves import *
 from ols_fastai.calibration.classes import brier_decomposition, classwise_ece
 
@@ -157,6 +159,16 @@ def test_smooth_ece_is_where_error_and_width_are_equal(seed):
     conf,hit = (np.array(o) for o in first_guess(p, t))
     v = smooth_ece(p, t)
     assert .005<v<1; same(reflected(conf, conf-hit, v), v, 2e-4)
+
+@pytest.mark.parametrize('shift', (0,.02,.1,.4))
+@pytest.mark.parametrize('N', (40,20_000))
+def test_smooth_ece_needs_no_fine_waves(shift, N):
+    rng,M = np.random.default_rng(N),8192
+    conf = rng.uniform(.5, 1, N)
+    p,t = torch.tensor(np.stack([conf, 1-conf], 1)),torch.tensor(rng.random(N)>conf-shift).long()
+    wave = dct(np.bincount((conf*M).astype(int), conf-(t==0).numpy(), minlength=M)/N)
+    v = smooth_ece(p, t)
+    same(abs(idct(wave*np.exp(-.5*(np.pi*np.arange(M)*v)**2))).sum(), v, 2e-5)
 
 def test_torchmetrics_puts_a_confidence_of_1_into_a_bin_of_its_own():
     p,t = torch.tensor([[1.,0.],[.95,.05]], dtype=torch.float64),torch.tensor([0,1])
@@ -338,6 +350,23 @@ def test_groups_widen_the_interval_of_clustered_data():
 def test_groups_of_one_are_samples():
     p,t = draw(50, 4)
     pd.testing.assert_frame_equal(bootstrap(summary_metrics, p, t, n=50), bootstrap(summary_metrics, p, t, groups=np.arange(50), n=50))
+
+def test_each_measure_of_the_same_draws_is_worked_out_once():
+    p,t = draw(200, 4)
+    who,asked = np.arange(200)//4,[]
+    def counted(s): asked.append(1); return s.confidence.mean()
+    ms = {'ECE': ece(), 'ECE %': in_percent(ece), 'ECE of 5': ece(n_bins=5), 'NLL': nll(), 'debiased': debiased_ce(), 'mine': counted}
+    r = ResampledStats(p, t, who, n=40, seed=3)
+    r.draws({'mine': counted, 'NLL': nll()})
+    b = bootstrap(ms, r)
+    assert len(asked)==41  # the value once more
+    asked.clear()
+    pd.testing.assert_frame_equal(b, bootstrap(ms, p, t, who, n=40, seed=3)); pd.testing.assert_frame_equal(b, bootstrap(ms, r))
+    assert len(asked)==42 and b.low['ECE %']==pytest.approx(100*b.low['ECE']) and b.low['ECE']!=b.low['ECE of 5']
+    other = ResampledStats((p.log()*2).softmax(1), t, who, n=40, seed=3)
+    pd.testing.assert_frame_equal(paired_bootstrap(ms, r, other), paired_bootstrap(ms, p, other.stats.preds, t, who, n=40, seed=3))
+    for wrong in (dict(groups=who, n=40), dict(groups=who, n=30, seed=3), dict(n=40, seed=3)):
+        with pytest.raises(ValueError, match='the same groups, n and seed'): paired_bootstrap(nll, r, ResampledStats(p, t, **wrong))
 
 def test_paired_differences():
     p,t = draw(500, 4)

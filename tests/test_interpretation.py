@@ -9,6 +9,7 @@ from fastai.basics import Learner, Module, no_random
 from torch import Tensor, nn
 from ols_fastai.calibration.metrics import *
 from ols_fastai.calibration.resampling import *
+from ols_fastai.calibration.chance import *
 from ols_fastai.train.ols import OLSCallback, RecordSoftLabels
 from ols_fastai.calibration.curves import *
 from ols_fastai.calibration.pictures import *

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
 from ..train.methods import parse_method
-from ..calibration.resampling import holm
+from ..calibration.chance import holm
 
 # %% ../../nbs/81_compare.statistics.ipynb #2e5d6953
 def _half_width(x, level=.95):
