@@ -136,6 +136,10 @@ def test_numbers_are_those_of_the_measures(path):
     gap = bootstrap({'points': in_percent(confidence_gap)}, apply_temperature(a['preds'], T), a['targs'], groups=patients, n=30, seed=0).iloc[0]
     assert s.loc['<i>hard</i>, one temperature','confidence minus accuracy, points']==interval_text(gap, 'points', True)
     assert f"With one temperature ({T:.2f}, fitted to 600 validation images) confidence minus accuracy is {interval_text(gap, 'points', True)} points." in plain(text)
+    T_b = fit_temperature(b['valid_preds'], b['valid_targs'])
+    d = paired_bootstrap({'NLL': nll()}, apply_temperature(b['preds'], T_b), apply_temperature(a['preds'], T), a['targs'], groups=patients, n=30, seed=0).iloc[0]
+    after = cells(text, 'Differences with one temperature each').loc['NLL','careful $x$ minus <i>hard</i>']
+    assert after.removesuffix(' *')==f"{number(d.value, '+')} ({number(d.low, '+')} to {number(d.high, '+')})" and after.endswith('*')==(not d.low<=0<=d.high)
     sure = (a['preds'].amax(1)>=.9).numpy()
     right = [f'{100*o:.1f} %' for o in proportion_interval((a['preds'].argmax(1)==a['targs']).numpy()[sure], patients[sure])]
     mean = 100*a['preds'].amax(1)[sure].mean()
@@ -162,6 +166,28 @@ def test_arrays_alone_are_enough(tmp_path):
     text = calibration_report({'net': (r['preds'].numpy(),r['targs'].numpy())}, tmp_path/'a.html', n=5).read_text()
     assert 'No settings of the training' in text and 'id="differences"' not in text and 'id="conformal-sets"' not in text and 'id="after-scaling"' not in text and 'With one temperature' not in text
     assert not [o for o in re.findall(r'href="#([^"]+)"', text) if f'id="{o}"' not in text]
+
+def test_the_summary_says_whose_probabilities_are_the_best(tmp_path):
+    from ols_fastai.calibration.metrics import nll
+    from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
+    def text(runs): return plain(calibration_report(runs, tmp_path/'a.html', n=50).read_text())
+    good,sure,blind = run(1.),run(3.),run(1.)
+    for k in ('preds','valid_preds'): blind[k] = blind[k].flip(0)
+    runs = dict(sure=sure, good=good, blind=blind)
+    bare = text({k: dict(preds=o['preds'], targs=o['targs']) for k,o in runs.items()})
+    assert f"By the NLL, good: {nll(good['preds'], good['targs']):.3f}. Lower beyond chance than sure, blind. This is about" in bare
+    assert 'Whose probabilities' not in text({'good': good})
+    scaled = text(runs)  # one temperature makes the sure one the same as the good one
+    losses = {k: nll(apply_temperature(o['preds'], fit_temperature(o['valid_preds'], o['valid_targs'])), o['targs']) for k,o in runs.items()}
+    best = min(losses, key=losses.get)
+    other = {'sure': 'good', 'good': 'sure'}[best]
+    assert f'By the NLL, each with one temperature, {best}: {losses[best]:.3f}. Lower beyond chance than blind. Not beyond chance lower than {other}.' in scaled
+
+def test_a_temperature_at_its_edge_is_said_once(tmp_path):
+    r = run()
+    r['valid_targs'] = r['valid_preds'].argmax(1)  # never wrong: the surer, the better
+    text = plain(calibration_report({'a': r}, tmp_path/'a.html', n=5).read_text())
+    assert text.count('always right on these 600 images')==1, re.findall('.{60}always right.{60}', text)
 
 def test_many_networks_many_classes_and_perfect_ones(tmp_path):
     g = torch.Generator().manual_seed(0)

@@ -19,20 +19,32 @@ from .interpretation import *
 from .sections import *
 
 # %% ../../nbs/69_calibration.scaled_sections.ipynb #8df0ef5f
-def _scalings(o, valid):
-    "Probabilities of the images of the report, as trained and scaled, and the temperature"
-    T,entropy = fit_temperature(*valid),fit_entropy_temperature(*valid)
-    yield 'as trained',o.preds,None
-    yield 'one temperature',apply_temperature(o.preds, T),T
-    yield 'by entropy',apply_temperature(o.preds, entropy_temperature(o.preds, *entropy)),None
+def _scalings(R, k, o, valid):
+    "The network as trained and scaled, and the temperature"
+    T,_,scaled = scaled_of(R, k)
+    yield 'as trained',o.resamples(**R.resampling),None
+    yield 'one temperature',scaled,T
+    by_entropy = entropy_temperature(o.preds, *fit_entropy_temperature(*valid))
+    yield 'by entropy',resampled(R, apply_temperature(o.preds, by_entropy)),None
 
-def _scaling_row(R, preds, targs, T):
-    s = sample_stats(preds, targs)
-    loss = bootstrap({'NLL': nll(), 'Brier': brier()}, s, **R.resampling)
-    return {'T': '–' if T is None else f'{T:.2f}', **{name: interval_text(r) for name,r in loss.iterrows()},
-            f'ECE ({R.n_bins} bins)': number_text(ece(s, n_bins=R.n_bins)),
-            'confidence minus accuracy, points': interval_text(gap_interval(R, s), 'points', True),
-            'accuracy': percent_text(top_k_acc(s))}
+def _scaling_row(R, r, T):
+    losses = bootstrap({'NLL': nll(), 'Brier': brier()}, r)
+    return {'T': '–' if T is None else f'{T:.2f}', **{name: interval_text(o) for name,o in losses.iterrows()},
+            f'ECE ({R.n_bins} bins)': number_text(ece(r.stats, n_bins=R.n_bins)),
+            'confidence minus accuracy, points': interval_text(gap_interval(r), 'points', True),
+            'accuracy': percent_text(top_k_acc(r.stats))}
+
+def _scaled_differences(R):
+    "Each network with its temperature minus the first with its own"
+    (name,one),*others = ((k, scaled_of(R, k)) for k in R.runs)
+    others = {k: o for k,o in others if o}
+    if not one or not others: return
+    measures = {'NLL': nll(), 'Brier': brier(), f'ECE ({R.n_bins} bins)': ece(n_bins=R.n_bins)}
+    columns = {}
+    for k,o in others.items():
+        d = paired_bootstrap(measures, o[2], one[2])
+        columns[f'{k} minus {name}'] = {m: difference_text(r, m) for m,r in d.iterrows()}
+    return table(pd.DataFrame(columns), 'Differences with one temperature each, with 95 % intervals', 'measure')
 
 def rows_of_each(
     R:Report, # What is judged
@@ -50,7 +62,7 @@ def rows_of_each(
 @page_section('After scaling')
 def _scaling(R):
     def make(k, o, valid):
-        return {f'{k}, {way}': _scaling_row(R, preds, o.targs, T) for way,preds,T in _scalings(o, valid)}
+        return {f'{k}, {way}': _scaling_row(R, r, T) for way,r,T in _scalings(R, k, o, valid)}
     rows,notes = rows_of_each(R, 'scaling', make)
     if rows.empty: return notes
     return [paragraph('Scaling after training: one temperature for all images (Guo et al. 2017), or one '
@@ -58,7 +70,8 @@ def _scaling(R):
                       'validation images and judged on those of this report. Decisions stay the same. The rows of a '
                       'network share their images: its scaled NLL can be lower beyond chance although the intervals '
                       'overlap.'), *notes,
-            table(rows, 'Before and after scaling, with 95 % intervals', 'network')]
+            table(rows, 'Before and after scaling, with 95 % intervals', 'network'),
+            *attempt('differences after scaling', lambda: [_scaled_differences(R)], R.missing)]
 
 # %% ../../nbs/69_calibration.scaled_sections.ipynb #09aae6e9
 def _coverage(R, sets, hits):

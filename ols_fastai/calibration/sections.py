@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'Report', 'page_section', 'attempt_each', 'valid_preds_of',
-           'make_section', 'gap_interval', 'independence']
+           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'independence', 'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import textwrap
@@ -40,6 +40,7 @@ class Report:
     miscoverage:float = .1 # Share that conformal sets may miss
     data:dict = field(default_factory=dict) # What else to say of the data
     missing:list = field(default_factory=list) # What could not be made, and why
+    scaled:dict = field(default_factory=dict) # Name -> what `scaled_of` found
 
     @property
     def first(self): return first(self.runs.values())
@@ -98,11 +99,29 @@ def make_section(
 
 # %% ../../nbs/67_calibration.sections.ipynb #db78aa8d
 def gap_interval(
-    R:Report, # What is judged
-    s # `SampleStats`
+    r:ResampledStats # Of a network
 )->pd.Series: # `value`, `low`, `high`
     "Confidence minus accuracy in points"
-    return bootstrap({'confidence minus accuracy, points': in_percent(confidence_gap)}, s, **R.resampling).iloc[0]
+    return bootstrap({'confidence minus accuracy, points': in_percent(confidence_gap)}, r).iloc[0]
+
+def resampled(
+    R:Report, # What is judged
+    preds # (N,K) probabilities of its images
+)->ResampledStats: # Without the probabilities themselves, which are large
+    "What tables need of predictions beside those that are judged"
+    s = sample_stats(preds, R.first.targs)._replace(preds=None)
+    return ResampledStats(s, **R.resampling)
+
+def scaled_of(
+    R:Report, # What is judged
+    k:str # Name of the network
+)->tuple|None: # Temperature, number of those images and `ResampledStats`; None where there are none
+    "A network with one temperature, fitted to its validation images"
+    if k not in R.scaled:
+        valid = valid_preds_of(R, k)
+        T = None if valid is None else fit_temperature(*valid)
+        R.scaled[k] = T and (T, len(valid[0]), resampled(R, apply_temperature(R.runs[k].preds, T)))
+    return R.scaled[k]
 
 def _of_the_sure(R, s, level=.9):
     "How often predictions with a high confidence are right"
@@ -114,24 +133,22 @@ def _of_the_sure(R, s, level=.9):
     return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {mean}, '
             f'{percent_text(share)} ({percent_text(low)} to {percent_text(high)}) are right.')
 
-def _scaled_gap(R, k, o):
+def _scaled_gap(R, k):
     "What one temperature would leave of the gap, where there are validation images"
-    valid = valid_preds_of(R, k)
-    if valid is None: return ''
-    T = fit_temperature(*valid)
-    r = gap_interval(R, sample_stats(apply_temperature(o.preds, T), o.targs))
-    return (f' With one temperature ({T:.2f}, fitted to {len(valid[0]):,} validation images) confidence minus '
-            f"accuracy is {interval_text(r, 'points', True)} points.")
+    if not scaled_of(R, k): return ''
+    T,n,r = scaled_of(R, k)
+    return (f' With one temperature ({T:.2f}, fitted to {n:,} validation images) confidence minus '
+            f"accuracy is {interval_text(gap_interval(r), 'points', True)} points.")
 
-def _once_scaled(R, k, o):
+def _once_scaled(R, k):
     said = []
-    attempt('', lambda: said.append(_scaled_gap(R, k, o)), [])  # the section After scaling says what failed
+    attempt('', lambda: said.append(_scaled_gap(R, k)), [])  # After scaling has the notes and says what failed
     return ''.join(said)
 
 def _verdict(R, name, o):
     "Is the confidence right on average, where it is high, and after scaling?"
     conf,acc = percent_text(mean_confidence(o.stats)),percent_text(top_k_acc(o.stats))
-    r = gap_interval(R, o.stats)
+    r = gap_interval(o.resamples(**R.resampling))
     if r.low<=0<=r.high: verdict = f"no significant difference ({interval_text(r, 'points', True)} points)"
     else:
         low,high = sorted(map(abs, (r.low,r.high)))
@@ -140,7 +157,7 @@ def _verdict(R, name, o):
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {verdict}.'
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
-    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{_once_scaled(R, name, o)}'
+    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{_once_scaled(R, name)}'
 
 def independence(
     R:Report # What is judged
@@ -148,6 +165,29 @@ def independence(
     "That images are taken as independent, if they are"
     if R.patients is not None: return ''
     return ' Images are taken as independent; where a patient has several, the intervals are too narrow.'
+
+def _beside(runs, best):
+    "Names of the networks than which `best` has a lower NLL beyond chance, corrected for their number, and the others"
+    level,worse,level_with = 1-.05/(len(runs)-1),[],[]
+    for k,r in runs.items():
+        if k==best: continue
+        low = paired_bootstrap({'NLL': nll()}, r, runs[best], level=level).low.iloc[0]
+        (worse if low>0 else level_with).append(k)
+    return worse,level_with
+
+def _best_of(R):
+    "Whose probabilities are the best, with one temperature each if all have one"
+    scaled = {k: scaled_of(R, k) for k in R.runs}
+    if all(scaled.values()): how,runs = 'each with one temperature, ',{k: o[2] for k,o in scaled.items()}
+    else: how,runs = '',{k: o.resamples(**R.resampling) for k,o in R.runs.items()}
+    loss = {k: nll(r.stats) for k,r in runs.items()}
+    best = min(loss, key=loss.get)
+    worse,level_with = (', '.join(o) for o in _beside(runs, best))
+    said = f'Whose probabilities are the best? By the NLL, {how}{best}: {loss[best]:.3f}.'
+    if worse: said += f' Lower beyond chance than {worse}.'
+    if level_with: said += f' Not beyond chance lower than {level_with}.'
+    return [paragraph(f'{said} This is about these images; another training of the same networks may come out '
+                      'otherwise, and who errs least stands under Measures.')]
 
 @page_section('Summary')
 def _summary(R):
@@ -158,6 +198,7 @@ def _summary(R):
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
                       'should be right. This page shows how far a network is from that, '
                       'and how much of it may be chance.'), bullets(verdicts), *notes, _few_mistakes(R),
+            *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
                       f'bootstrap resamples, seed {R.seed}.{independence(R)}')]
@@ -241,7 +282,11 @@ def _measures(R):
         bullets(f'{k}: {v}' for k,v in _definitions.items())]
 
 # %% ../../nbs/67_calibration.sections.ipynb #f0838bd4
-def _difference_text(r, name):
+def difference_text(
+    r, # Row of `value`, `low`, `high`
+    name:str # Of the measure
+)->str:
+    "A difference with its interval, and a star where that does not hold 0"
     significant = np.isfinite([r.value,r.low,r.high]).all() and not r.low<=0<=r.high
     return interval_text(r, name, True)+(' *' if significant else '')
 
@@ -253,7 +298,7 @@ def _differences(R):
     def add(k, o):
         d = difference_table(o, one, R.n_bins, **R.resampling)
         if not R.multi_label: d = _as_percent(d)
-        columns[f'{k} minus {name}'] = {m: _difference_text(r, m) for m,r in d.iterrows()}
+        columns[f'{k} minus {name}'] = {m: difference_text(r, m) for m,r in d.iterrows()}
     notes = attempt_each(R, f'minus {name}', add, others)
     if not columns: return notes
     text = pd.DataFrame(columns)
