@@ -9,6 +9,7 @@ from rich.console import Console
 from forked import run_forked
 from ols_fastai.core import load_metadata, load_tensors, save_tensors
 from ols_fastai.train.methods import METHODS, Method
+from ols_fastai.data.checks import check_images
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.scaling import calibrate
@@ -90,6 +91,20 @@ def test_augmentation_goes_on_where_it_was_stopped(data, tmp_path, kill_at):
         assert all(torch.equal(a[k], b[k]) for k in a) and a['0.0.weight'].shape[1]==1
     with pytest.raises(ValueError, match='augment was True and is now None'):
         small(data, tmp_path/'whole', methods=['hard'], epochs=3, crop=.8, flip=True, channels=1)
+
+def test_12_bits_in_16_are_shown_by_a_window(data, tmp_path):
+    (deep:=tmp_path/'deep').mkdir()
+    for fn in data.glob('*.csv'): (deep/fn.name).write_bytes(fn.read_bytes())
+    for fn in data.glob('*.png'): cv2.imwrite(str(deep/fn.name), cv2.imread(str(fn), cv2.IMREAD_GRAYSCALE).astype(np.uint16)*16)
+    with pytest.warns(UserWarning, match='48 of 48 images have 16 bits, and no value above 3...'): assert not len(check_images(table_of(deep), deep, progress=False))
+    want,dark,shown = (small(o, tmp_path/k, window=w)['NLL'][0] for k,o,w in (('8',data,None), ('dark',deep,None), ('shown',deep,(2040,4080))))
+    assert shown==pytest.approx(want, abs=1e-4) and abs(dark-want)>.01
+    assert load_metadata(run_file(tmp_path/'shown', 'runs', 'hard', 0))['settings']['window']==[2040,4080]
+    with pytest.raises(ValueError, match='window was .* and is now None'): small(deep, tmp_path/'shown')
+    page = save_report(tmp_path/'shown', ['hard'], table_of(deep), deep).read_text()
+    assert 'Parts of this report are missing' not in page
+    for bad in ((40,), (40,0), (1,2,3)):
+        with pytest.raises(ValueError, match='window must be a centre and a width'): small(deep, tmp_path/'bad', window=bad)
 
 def test_threads_change_no_run(data, tmp_path):
     "With none, with two, and killed with one and resumed with four"

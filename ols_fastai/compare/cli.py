@@ -69,7 +69,8 @@ _groups = {'images':_Images, 'runs':_Runs, 'training':Settings, 'results':_Resul
 _metavars = dict(
     train='CSV', valid='CSV', test='CSV', exclude='CSV', root='DIR', folder='DIR', out='DIR', methods_from='FILE.py',
     columns='FILENAME,LABEL', tune='GRID', patient='COLUMN', groups='COLUMN', by='COLUMN,...', patient_from='REGEX',
-    allow_overlap='WHAT', methods='NAME,...', arch='NAME,...', n_per_class='N', milestones='SHARE,...')
+    allow_overlap='WHAT', methods='NAME,...', arch='NAME,...', n_per_class='N', milestones='SHARE,...',
+    window='CENTRE,WIDTH')
 
 # %% ../../nbs/88_compare.cli.ipynb #f4db6caa
 def _numbers(s): return [float(o) for o in s.split(',')]

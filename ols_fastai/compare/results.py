@@ -351,7 +351,8 @@ def save_report(
     runs,faults = _judged(out, methods)
     runs.update(_ensembles(out, runs, faults))
     items = df[df['split']=='test'].reset_index(drop=True)
-    def image(i): return _image(Path(root)/items.filename[i])
+    window = next((info['settings'].get('window') for _,info in runs.values()), None)
+    def image(i): return _image(Path(root)/items.filename[i], window)
     def write(runs):
         how = dict(n_bins=n_bins, data=_data(df, faults) | (data or {}), by=by, groups=groups)
         return calibration_report(_entries(runs, df, items, image), Path(out)/'report.html', **how)
@@ -372,9 +373,9 @@ def _ensembles(out, methods, faults):
         except Exception as e: faults[name] = str(e)
     return found
 
-def _image(fn):
+def _image(fn, window):
     "Raises `ValueError` alone: an image that has gone since the training costs the report this image"
-    try: return CVImage.create(fn)
+    try: return CVImage.create(fn, window=window)
     except Exception as e: raise ValueError(str(e)) from e
 
 def _trained_counts(df, vocab, settings):

@@ -35,7 +35,7 @@ def _make_loss(method, baseline):
 def _make_dls(seed, lists, s, reading):
     "Loaders of a run; pretrained weights ask for images scaled in their way"
     stats = pretrained_stats(model_name(s.arch), channels=s.channels) if s.pretrained else inception_stats
-    own = {o: getattr(s, o) for o in ('bs','size','crop','flip','n_per_class','channels')}
+    own = {o: getattr(s, o) for o in ('bs','size','crop','flip','n_per_class','channels','window')}
     batch_tfms = aug_transforms(do_flip=False, max_warp=0.) if s.augment else None
     return image_dls(**lists, **own, batch_tfms=batch_tfms, seed=seed, stats=stats, **reading)
 

@@ -36,6 +36,9 @@ class Settings:
     # fifth, at random: fastai's aug_transforms, without mirroring and warping
     augment:bool=False
     channels:int=3 # Of the network: 3, or 1, for which colour images become grey
+    # Centre and width of the values to show, of DICOM (default: what the file says) and 16 bit images (default: all of
+    # them). A negative centre is given as --window=-600,1500
+    window:list|tuple|None=None
     n_per_class:int|None=None # Train on a random sample of so many images of each class
     # Keep the epoch that is best on the validation images by accuracy, nll or refinement (nll after scaling);
     # default: the last
@@ -44,11 +47,14 @@ class Settings:
 
     def __post_init__(self):
         self.milestones = list(self.milestones)
+        if self.window is not None: self.window = list(self.window)
         for name in ('epochs','bs','size','n_per_class','patience'): _at_least(name, getattr(self, name), 1)
         for name in ('momentum','wd'): _at_least(name, getattr(self, name), 0)
         if not self.lr>0: raise ValueError(f"lr must be above 0, got {self.lr}")
         if not 0<self.crop<=1: raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
         if self.channels not in (1,3): raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+        if self.window and not (len(self.window)==2 and self.window[1]>0):
+            raise ValueError(f"window must be a centre and a width above 0, got {self.window}")
         for o in self.milestones:
             if not 0<o<1: raise ValueError(f"milestones must be shares between 0 and 1, got {o}")
         _one_of('schedule', self.schedule, Schedule)
@@ -59,7 +65,7 @@ class Settings:
     def as_dict(self):
         "What changes a run: without what another schedule than this one reads, and without what is off"
         unread = set() if self.schedule=='step' else {'momentum','wd','milestones'}
-        unread |= {o for o in ('monitor','patience','augment') if not getattr(self, o)}
+        unread |= {o for o in ('monitor','patience','augment','window') if not getattr(self, o)}
         if self.channels==3: unread.add('channels')
         return {o.name: getattr(self, o.name) for o in fields(self) if o.name not in unread}
 

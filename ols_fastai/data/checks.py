@@ -6,7 +6,7 @@
 __all__ = ['check_images']
 
 # %% ../../nbs/18_data.checks.ipynb #ff2c5bfb
-import hashlib, os
+import hashlib, os, warnings
 import numpy as np, pandas as pd
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,12 +26,15 @@ def _digest(a):
 
 def _is_blank(a): return a.flat[0]==a.flat[-1] and a.min()==a.max()   # two corners tell most apart
 
+def _is_dim(a): return a.dtype==np.uint16 and a.max()<4096   # 12 bits in 16
+
 def _look(fn):
     "Digest of a file's pixels, and what is wrong with it (problem, detail)"
     try: a = read_image(fn)
     except FileNotFoundError as e: return None,('missing',str(e))
     except (ValueError,OSError) as e: return None,('unreadable',str(e))
-    return _digest(a),(('blank',f"all pixels are {a.min()}") if _is_blank(a) else None)
+    if _is_blank(a): return _digest(a),('blank',f"all pixels are {a.min()}")
+    return _digest(a),(('dim',f"16 bits, and no value above {a.max()}") if _is_dim(a) else None)
 
 def _find_and_look(disk, name):
     "`_look` at the file of a row. One in another spelling is looked for, as the loaders take it too"
@@ -71,6 +74,15 @@ def _duplicates(df, digests):
             other = rows.iloc[0 if k else 1]
             yield i,problem,f"same picture as {other['filename']} ({other['split']}, {other['label']})"
 
+def _say_dim(df, bad):
+    "Warn of images that are shown nearly black; they are no reason to leave them out"
+    dim = [i for i,(problem,_) in bad.items() if problem=='dim']
+    if not dim: return
+    what = f"{len(dim)} of {len(df)} images have" if len(dim)>1 else f"1 of {len(df)} images has"
+    warnings.warn(f"{what} {bad[dim[0]][1]} ({df['filename'][dim[0]]}), so that the network sees them nearly black: if "
+                  "the values have 12 bits, say so by window=(2048, 4096), or --window 2048,4096")
+    for i in dim: del bad[i]
+
 def check_images(
     df:pd.DataFrame, # With the columns `filename`, `label` and `split`
     root:str|Path, # Folder that the file names are relative to, or the data set's own folder inside it
@@ -78,9 +90,11 @@ def check_images(
     progress:bool=True, # Show a bar?
     csv:str|Path|None=None # Also write the table to this file
 )->pd.DataFrame: # A row per problem: `filename`, `label`, `split`, `problem`, `detail`; empty if all is well
-    "Find missing, unreadable, cut off and blank images, and those that are there twice"
+    """Find missing, unreadable, cut off and blank images, and those that are there twice. Warns of 16 bit images whose
+    values have 12 bits"""
     disk,df = DiskNames(find_root(df, root, check_files=False)),clean_table(df).reset_index(drop=True)
     digests,bad = _look_at_all(disk, df['filename'].tolist(), n_workers, progress)
+    _say_dim(df, bad)
     was_read = [bad.get(i, ('',))[0] not in ('missing','unreadable') for i in range(len(df))]
     duplicates = _duplicates(df[was_read], pd.DataFrame(digests, columns=['h0','h1'])[was_read])
     rows = [(i,*o) for i,o in sorted(bad.items())] + list(duplicates)
