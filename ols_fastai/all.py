@@ -51,6 +51,7 @@ from .compare.statistics import *
 from .compare.processes import *
 from .compare.runs import *
 from .compare.results import *
+from .compare.report import *
 from .compare.comparison import *
 from .compare.plan import *
 from .compare.command import *

@@ -15,7 +15,8 @@ from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.scaling import calibrate
 from ols_fastai.calibration.temperature import apply_temperature, fit_temperature, refinement
 from ols_fastai.compare.comparison import compare
-from ols_fastai.compare.results import load_comparison, load_network, print_summary, run_file, run_learner, save_figures, save_report
+from ols_fastai.compare.results import load_comparison, load_network, print_summary, run_file, run_learner
+from ols_fastai.compare.report import save_figures, save_report
 from ols_fastai.compare.statistics import paired_differences
 
 here = Path(__file__).parent
@@ -324,6 +325,14 @@ def three(data, tmp_path, monkeypatch):
     return tmp_path,results,[str(o.message) for o in said]
 
 def table_of(data): return pd.concat([pd.read_csv(data/f'{o}.csv').assign(split=o) for o in ('train','valid','test')], ignore_index=True)
+
+def test_the_report_says_how_many_patients_are_in_two_splits(three, data):
+    out,_,_ = three
+    df = table_of(data)
+    df['patient'] = pd.Series([f'{r.split}{i}' for i,r in enumerate(df.itertuples())], dtype=object)
+    df.loc[[0,47,1,46],'patient'] = [7,'7',8.,'8']   # of the first and of the last split
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); page = save_report(out, ['hard','ols'], df, data).read_text()
+    assert 'patients in more than one split: 2' in page
 
 def test_a_run_that_diverges_costs_the_comparison_this_run(three, data):
     out,results,said = three

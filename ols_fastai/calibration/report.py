@@ -216,6 +216,7 @@ def _found_settings(R, words):
 def _answers(R, have):
     "Item, what it asks for, and the answer"
     def at(title, note=''): return section_link(title, note) if title in have else _ask
+    shared = 'patients in more than one split'
     by,units = ', '.join(R.by),'images' if R.patients is None else f'images, {R.unit}'
     scaled = _found_settings(R, ['calibrated','scaling'])
     groups = 'Groups' if R.multi_label else 'Classes and groups'
@@ -238,7 +239,8 @@ def _answers(R, have):
         ('TRIPOD+AI 23a', 'the same of key subgroups', at(groups, subgroups)),
         ('TRIPOD+AI 23b', 'heterogeneity across clusters such as hospitals',
          at(groups, f'by {by}: each group by itself, no test of whether they differ') if by else _ask),
-        ('CLAIM 21', 'level at which the partitions are disjoint, such as patients', _ask),
+        ('CLAIM 21', 'level at which the partitions are disjoint, such as patients',
+         at('Data', f'{shared}: {R.data[shared]}') if shared in R.data else _ask),
         ('CLAIM 28', 'metrics of performance', at('Measures')),
         ('CLAIM 29', 'measures of significance and uncertainty',
          at('Differences' if 'Differences' in have else 'Measures')),
