@@ -95,8 +95,8 @@ density: setup ## syntax nodes a line and long lines, beside fastcore and fastai
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
 coverage: setup browser ## lines of the package that no notebook and no test runs
 	$(BIN)/coverage erase
-	for nb in nbs/[0-9]*.ipynb nbs/*/*.ipynb; do PYTHONWARNINGS=ignore $(BIN)/coverage run tools/cover.py $$nb || exit 1; done
-	$(BIN)/coverage run -m pytest tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
+	ls nbs/[0-9]*.ipynb nbs/*/*.ipynb | OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore xargs -P 2 -n 1 $(BIN)/coverage run tools/cover.py
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(TWO) tests $(foreach o,project face site wheel,--ignore tests/test_$(o).py)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
