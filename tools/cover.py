@@ -2,7 +2,7 @@
 
 `nbdev_test` runs the exported cells themselves, so that coverage.py never sees the package's own lines. Here such cells
 are left out, and the names that they would define are the module's."""
-import contextlib, io, os, re, sys
+import contextlib, io, os, re, sys, tempfile
 from importlib import import_module
 from pathlib import Path
 from symtable import symtable
@@ -24,7 +24,12 @@ def take_names(source, mod, names):
     for k,v in vars(import_module(f'ols_fastai.{mod}')).items():
         if not k.startswith('__') and (k in made or k not in names): names[k] = v
 
-def run(fn):
+def run_cell(source, fn, names):
+    "From a file, so that `inspect` finds the source of what the cell defines"
+    fn.write_text(source, encoding='utf8')
+    exec(compile(source, str(fn), 'exec'), names)
+
+def run(fn, folder):
     os.chdir(fn.parent)
     cells = [c.source for c in nbformat.read(fn, 4).cells if c.cell_type=='code']
     mod = default_exp(cells)
@@ -32,12 +37,13 @@ def run(fn):
     for i,source in enumerate(cells):
         if re.search(r'^#\|\s*(default_exp|slow|eval:\s*false)|nbdev_export\(', source, re.M): continue
         if re.search(r'^#\|\s*exporti?\b', source, re.M): take_names(source, mod, names)
-        else: exec(compile(source, f'{fn.name}, code cell {i}', 'exec'), names)
+        else: run_cell(source, folder/f'{fn.stem}-code-cell-{i}.py', names)
 
 if __name__=='__main__':
     out = io.StringIO()
     try:
-        with contextlib.redirect_stdout(out): run(Path(sys.argv[1]).resolve())
+        with contextlib.redirect_stdout(out), tempfile.TemporaryDirectory() as tmp:
+            run(Path(sys.argv[1]).resolve(), Path(tmp))
     except BaseException:
         print(out.getvalue()[-2000:], file=sys.stderr)
         raise
