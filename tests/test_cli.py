@@ -85,6 +85,10 @@ def test_patients_are_found_in_names_and_judged_by(tmp_path):
     for fn in root.rglob('*.png'): fn.rename(fn.with_name(f'p{int(fn.stem)//2}_{fn.stem}_{fn.parent.name[-1]}.png'))
     r = command('--folder',root, *tiny, '--patient-from',r'p(\d+)_', '--groups','patient', '--out',tmp_path/'out')
     assert r.returncode==0, r.stderr
+    assert '3 classes: class 0, class 1, class 2; 10 patients' in r.stdout
+    (tmp_path/'high').mkdir(); root.rename(tmp_path/'high/images')
+    r2 = command('--folder',tmp_path/'high', *tiny, '--out',tmp_path/'out2', '--plan')
+    assert r2.returncode==2 and "one class, 'images'" in r2.stderr and 'one level too high' in r2.stderr, r2.stderr
     page = re.sub('<.*?>', '', (tmp_path/'out/report.html').read_text())
     assert 'drawn one by one' not in r.stdout and 'patients in more than one split: 0' in page   # the checklist's answer
 

@@ -386,6 +386,31 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
     with pytest.raises(ValueError, match='a list of paths'): learn.predict_table(learn.dls[2], on_error='row')
 
+def test_a_folder_of_images_has_a_table(files, tmp_path):
+    learn = add_sets(make_learner(files), kind='lac')
+    good = sorted(Path(o) for o in judged(learn)[:4])
+    (tmp_path/'in').mkdir()
+    for o in good[2:]: (tmp_path/'in'/o.name).write_bytes(o.read_bytes())
+    for o in good[:2]: (tmp_path/o.name).write_bytes(o.read_bytes())
+    (tmp_path/'notes.txt').write_text('text'); (tmp_path/'odd.xyz').write_bytes(b'1')
+    with pytest.warns(UserWarning, match='1 files .xyz'): table = learn.predict_table(tmp_path)
+    assert sorted(Path(o).name for o in table.filename)==sorted(o.name for o in good)
+    want = learn.predict_table(table.filename.map(Path).tolist())
+    pd.testing.assert_frame_equal(table, want)
+    (tmp_path/'none').mkdir()
+    with pytest.raises(ValueError, match='none has no images'): learn.predict_table(tmp_path/'none')
+
+def test_coverage_by_a_column(files):
+    learn = add_sets(make_learner(files), kind='lac')
+    df = loader_table(learn.dls[2]).assign(site=lambda d: np.where(np.arange(len(d))%2, 'A', 'B'))
+    pd.testing.assert_frame_equal(learn.coverage(df, by='site'), learn.coverage(df, by=df.site.tolist()))
+    with pytest.raises(ValueError, match="'scanner' is no column: .*site"): learn.coverage(df, by='scanner')
+
+def test_halving_says_that_the_temperature_is_another(files, capsys):
+    learn = calibrate(make_learner(files))
+    learn.add_cb(ProgressCallback()); add_sets(learn, kind='lac', halve=True)
+    assert f'Calibrated again, before the sets are made: T={learn.model.T:.4g}' in capsys.readouterr().out
+
 def test_an_exported_learner_is_judged_on_a_table(files, tmp_path):
     learn = add_sets(make_learner(files), kind='lac')
     learn.export(tmp_path/'c.pkl')

@@ -277,7 +277,7 @@ def test_several_seeds_have_an_ensemble(data, tmp_path):
     print_summary(results, Console(file=out, width=200, force_jupyter=False))
     assert 'mean of 3 seeds' in out.getvalue() and out.getvalue().count('ensemble')==4
     page = save_report(tmp_path, ['hard','ols'], table_of(data), data).read_text()
-    assert 'online label smoothing, ensemble' in page and 'mean of 3' in page
+    assert 'online label smoothing (ensemble)' in page and 'mean of 3' in page
     d = paired_differences(results[results.scaled=='none'], 'ols', measures=('NLL',))
     assert list(d.index.get_level_values('against'))==['hard'] and d.seeds.iloc[0]==3
 
@@ -296,7 +296,7 @@ def test_runs_that_do_not_go_together_are_no_ensemble(data, tmp_path):
         results = small(data, tmp_path, methods=['hard','ols'], seeds=2)
     assert 'hard ensemble' in set(results.method) and 'ols ensemble' not in set(results.method)
     with pytest.warns(UserWarning, match='leaves out ols ensemble'): page = save_report(tmp_path, ['hard','ols'], table_of(data), data).read_text()
-    assert 'hard labels, ensemble' in page and 'left out: ols ensemble' in page
+    assert 'hard labels (ensemble)' in page and 'left out: ols ensemble' in page
 
 def test_tuned_by_patient_and_the_edge_is_said(data, tmp_path):
     table = table_of(data)

@@ -695,6 +695,9 @@ def test_patients_from_names(tmp_path):
     assert df.patient.tolist()==['13','14','13','15'] and read_folder(tmp_path, patient_from=r'^\w/').patient.tolist()==['a/','a/','b/','b/']
     s = split_by_group(df, valid=.3, test=0)
     assert s['split'][0]==s['split'][2]
+    many = pd.DataFrame(dict(filename=[f'c/p{i//2:02d}_{i%2}.png' for i in range(40)], label='c'))
+    with pytest.warns(UserWarning, match=r'each of the 40 images a patient of its own \(p00_0 is that of c/p00_0.png\)'): patients_from_names(many, r'(p\d+_\d)')
+    with warnings.catch_warnings(): warnings.simplefilter('error'); assert patients_from_names(many, r'(p\d+)_').patient.nunique()==20
     a,v = write(tmp_path/'t.csv', [('a/13_1.png','a'),('b/15_1.png','b')]),write(tmp_path/'v.csv', [('a/14_1.png','a'),('b/13_2.png','b')])
     for call in (lambda: read_lists(a, v, patient_from=r'(\d+)_'), lambda: image_dls(a, v, size=8, bs=1, num_workers=0, patient_from=r'(\d+)_'),
                  lambda: loaders(read_lists(a, v), tmp_path, patient_from=r'(\d+)_')):

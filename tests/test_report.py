@@ -175,19 +175,47 @@ def test_the_summary_says_whose_probabilities_are_the_best(tmp_path):
     for k in ('preds','valid_preds'): blind[k] = blind[k].flip(0)
     runs = dict(sure=sure, good=good, blind=blind)
     bare = text({k: dict(preds=o['preds'], targs=o['targs']) for k,o in runs.items()})
-    assert f"By the NLL, good: {nll(good['preds'], good['targs']):.3f}. Lower beyond chance than sure, blind. This is about" in bare
+    assert f"By the NLL, good: {nll(good['preds'], good['targs']):.3f}. Better beyond chance than sure, blind. This is about" in bare
     assert 'Whose probabilities' not in text({'good': good})
     scaled = text(runs)  # one temperature makes the sure one the same as the good one
     losses = {k: nll(apply_temperature(o['preds'], fit_temperature(o['valid_preds'], o['valid_targs'])), o['targs']) for k,o in runs.items()}
     best = min(losses, key=losses.get)
     other = {'sure': 'good', 'good': 'sure'}[best]
-    assert f'By the NLL, each with one temperature, {best}: {losses[best]:.3f}. Lower beyond chance than blind. Not beyond chance lower than {other}.' in scaled
+    assert f'By the NLL, each with one temperature, {best}: {losses[best]:.3f}. Better beyond chance than blind. Not clearly better than {other}.' in scaled
+
+def test_classes_are_judged_after_the_temperature_too(tmp_path):
+    "A network that is right about all classes but one on average: of this it is far too sure once it is scaled"
+    from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
+    g = torch.Generator().manual_seed(0)
+    n,K = 800,4
+    y = torch.randint(0, K, (2*n,), generator=g)
+    says = torch.where((y==0)&(torch.rand(2*n, generator=g)<.7), 1, y)   # most of class 0 is taken for class 1
+    z = torch.nn.functional.one_hot(says, K)*1.2+torch.randn(2*n, K, generator=g)*.05
+    p = z.softmax(1)
+    site = pd.DataFrame(dict(patient=np.arange(n)))
+    r = dict(preds=p[n:], targs=y[n:], valid_preds=p[:n], valid_targs=y[:n], vocab=list('abcd'), items=site)
+    text = calibration_report({'net': r}, tmp_path/'a.html', n=20).read_text()
+    before,after = cells(text, 'net: the 4 predicted classes'),cells(text, 'net, with one temperature: the 4 predicted classes')
+    T = fit_temperature(p[:n], y[:n])
+    of_b = apply_temperature(p[n:], T)[says[n:]==1].amax(1).mean()
+    assert after.loc['b','mean confidence']==f'{100*of_b:.1f} %' and after.loc['b','gap, points'].startswith('+') and after.loc['b','gap, points'].endswith('*')
+    assert before.loc['b','mean confidence']!=after.loc['b','mean confidence'] and before.index.tolist()!=[] and '±' in after['chance, points'].iloc[0]
+    said = plain(text)
+    assert re.search(r'With one temperature .{60,150} points\. Predicted classes that are off beyond chance: .{0,90}b \(\+', said), said[:1500]
+
+def test_what_is_too_few_to_be_tested_is_said(tmp_path):
+    y = torch.tensor([0]*9+[1]*40)
+    p = torch.nn.functional.one_hot(y, 3)*.5+.5/3
+    items = pd.DataFrame(dict(patient=[i%8 for i in range(49)]))
+    said = plain((calibration_report({'net': dict(preds=p, targs=y, items=items)}, tmp_path/'a.html', n=5)).read_text())
+    assert 'No predicted class has 10 patients to be judged by.' in said and '1 with fewer than 10 images left out: 0' in said and '†' in said
 
 def test_a_temperature_at_its_edge_is_said_once(tmp_path):
     r = run()
     r['valid_targs'] = r['valid_preds'].argmax(1)  # never wrong: the surer, the better
     text = plain(calibration_report({'a': r}, tmp_path/'a.html', n=5).read_text())
     assert text.count('always right on these 600 images')==1, re.findall('.{60}always right.{60}', text)
+    assert 'assumed: no mistake among the 600 validation images)' in text
 
 def test_many_networks_many_classes_and_perfect_ones(tmp_path):
     g = torch.Generator().manual_seed(0)
@@ -207,7 +235,7 @@ def test_gaps_of_a_few_images_are_not_marked(tmp_path):
     t,s = cells(text, 'net: the 1 predicted classes'),cells(text, 'net, by site')
     assert 'Of the 40 predictions with a confidence of 90 % or more, on average 90.0 %, 0.0 %' in plain(text)
     assert 'No prediction has a confidence of 90 % or more' in plain(calibration_report({'net': (p/p.sum(1, keepdim=True)*.5+.5/3,(guess+1)%3)}, tmp_path/'b.html', n=3).read_text())
-    assert t.index.tolist()==['0'] and t['gap, points'].tolist()==['+90.0 *'] and s.loc['big','gap, points']=='+90.0 *' and s.loc['small','gap, points']=='+90.0'
+    assert t.index.tolist()==['0'] and t['gap, points'].tolist()==['+90.0 *'] and s.loc['big','gap, points']=='+90.0 *' and s.loc['small','gap, points']=='+90.0 †'
 
 # ---- learners
 

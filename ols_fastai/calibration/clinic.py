@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 from fastai.basics import *
 from ..core import *
+from ..data.folders import images_in
 from ..data.items import loader_table
 from ..data.identity import *
 from ..data.identity import _values
@@ -97,13 +98,14 @@ def _file_names(dl):
 
 @patch
 def predict_table(self:SetLearner,
-    files, # Images: a list of paths, a table as the learner's loaders read it, or a `DataLoader`
+    files, # Images: a folder, a list of paths, a table as the learner's loaders read it, or a `DataLoader`
     on_error:str='raise', # Or 'row': an image of a list that can't be read gets a row that says why, in `error`
     **kwargs # Of `dls.test_dl`, such as `bs` and `num_workers`
 )->pd.DataFrame: # `filename`, `label`, `probability` of the label, `set` (names), `set size`: a row per image
     "Label and set of many images. Raises `ValueError` as `check_sets` does, and what reading an image raises"
     if on_error not in ('raise','row'): raise ValueError(f"on_error must be 'raise' or 'row', got {on_error!r}")
     self.check_sets()
+    if isinstance(files, (str,Path)) and Path(files).is_dir(): files = images_in(files)
     if on_error=='row': return self._table_with_errors(files, **kwargs)
     dl = files if isinstance(files, DataLoader) else self.dls.test_dl(files, **kwargs)
     dl = dl.new(shuffle=False, drop_last=False)
@@ -167,6 +169,12 @@ def _set_loader(learn, dl):
     if len(learn.dls.loaders)<2: raise ValueError("there are no validation images to make sets of: give dl=")
     return learn.dls.valid.new(shuffle=False, drop_last=False)
 
+def _column_of(dl, name):
+    df = loader_table(dl)
+    if df is not None and name in df: return df[name].to_numpy()
+    there = 'none' if df is None else ', '.join(map(str, df))
+    raise ValueError(f"by is 'class', a column of the table or a group for each image; {name!r} is no column: {there}")
+
 def _patients(dl, column):
     "Number of each image's patient, or None where the loader's table has no such column"
     df = loader_table(dl)
@@ -189,6 +197,8 @@ def _make_sets(learn, dl, halve, patients, ids, seed, **kwargs):
     if halve:
         others,rows = _halve(patients, len(ids), seed)
         _calibrate_rows(learn, dl, ids, patients, others)
+        if hasattr(learn, 'progress') and not rank_distrib():  # not within no_bar
+            print(f'Calibrated again, before the sets are made: {get_model(learn.model).extra_repr()}')
     else: _check_not_scaled_on(learn, dl, ids)
     preds,targs = predict_alone(learn, dl=dl)
     groups = None if patients is None else patients[rows]
@@ -239,7 +249,7 @@ def remove_sets(
 @patch
 def coverage(self:SetLearner,
     dl, # Images with their true classes, which made neither network nor scaling nor sets: a `DataLoader` or a table
-    by:list|str|None=None, # (N,) a group for each image, such as its scanner; or 'class'
+    by:list|str|None=None, # (N,) a group for each image, such as its scanner; a column of the table; or 'class'
     patient:str='patient' # Column of the loader's table: intervals are by patient where there is one
 )->pd.DataFrame: # One row per group: `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`
     """How often the sets hold the true class, with a 95 % interval: see `ConformalSets.table`.
@@ -254,5 +264,5 @@ def coverage(self:SetLearner,
     dl = dl.new(shuffle=False, drop_last=False)
     preds,targs = predict_alone(self, dl=dl)
     names = self._class_names()
-    if isinstance(by, str) and by=='class': by = [str(names[o]) for o in targs.tolist()]
+    if isinstance(by, str): by = [str(names[o]) for o in targs.tolist()] if by=='class' else _column_of(dl, by)
     return self.sets.table(preds, targs, by, _patients(dl, patient), item_ids(dl))

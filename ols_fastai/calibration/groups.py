@@ -35,6 +35,12 @@ def gap_table(
     return out
 
 # %% ../../nbs/63_calibration.groups.ipynb #55c58eca
+def _sorted_gaps(s, names, patients):
+    table = gap_table(s, names, patients)
+    table.insert(6, 'p_holm', holm(table.p))
+    excess = table.gap.abs()-table.chance
+    return table.loc[excess.sort_values(ascending=False, kind='stable').index].rename_axis('group')
+
 def calibration_by(
     preds, # (N,K) probabilities
     targs, # (N,) true classes
@@ -49,10 +55,7 @@ def calibration_by(
     n = len(s.confidence)
     names = group_names(by, n)
     check_not_truth(s, names)
-    table = gap_table(s, names, None if groups is None else patient_codes(groups, n))
-    table.insert(6, 'p_holm', holm(table.p))
-    excess = table.gap.abs()-table.chance
-    return table.loc[excess.sort_values(ascending=False, kind='stable').index].rename_axis('group')
+    return _sorted_gaps(s, names, None if groups is None else patient_codes(groups, n))
 
 @patch
 def calibration_by(self:CalibrationInterpretation,

@@ -46,8 +46,7 @@ def _check_logits(learn, kind='temperature', findings=True):
     if act=='softmax' and kind=='findings':
         raise ValueError("kind='findings' is for multi-label networks, and this one gives one class per image: "
                          "use 'temperature', or 'structured' for a number a class")
-    if act=='sigmoid' and not findings:
-        raise ValueError("this is made for one class per image, and the loss is multi-label")
+    if act=='sigmoid' and not findings: raise ValueError("this is for one class per image, and the loss is multi-label")
     if act=='sigmoid' and kind not in ('temperature','findings'):
         raise ValueError(f"kind={kind!r} is made for one class per image, and this network is multi-label: "
                          "use 'temperature', or 'findings' for one each")
@@ -64,7 +63,7 @@ def _check_outputs(z, y):
     if isinstance(y, Tensor) and y.shape[1:]==(1,): y = y[:,0]  # of a table
     if not isinstance(z, Tensor) or z.ndim!=2 or not isinstance(y, Tensor) or y.ndim!=1 or y.is_floating_point():
         got = ', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in (z,y))
-        raise ValueError(f"calibration needs logits (N,K) and an integer class for each, got {got}")
+        raise ValueError(f"calibration needs logits (N,K) and a class for each (pixels: fit_temperature), got {got}")
     z = _check_finite(z)
     for p,what in ((z,'probabilities'),(z.exp(),'log-probabilities')):
         if ((p>=0)&(p<=1+1e-6)).all() and torch.allclose(p.sum(1), torch.ones(len(p)).double(), atol=1e-3):
@@ -189,8 +188,7 @@ class Calibrate(Callback):
         self.checked = True
         _check_logits(self.learn, self.kind)
         if sum(isinstance(o, Calibrate) for o in self.learn.cbs)>1:
-            raise ValueError("two Calibrate callbacks in one fit: remove one "
-                             "(is one in Learner(cbs=) and one in fit(cbs=)?)")
+            raise ValueError("two Calibrate callbacks in one fit: remove that in Learner(cbs=) or that in fit(cbs=)")
         if self.calib_dl is None and len(self.learn.dls.loaders)<2:
             raise ValueError("there is no validation set to calibrate on: give one, or Calibrate(dl=...)")
         _check_not_trained_on(self.learn, self._dl(), item_ids(self._dl(), content=False), self.allow_overlap)
@@ -199,11 +197,13 @@ class Calibrate(Callback):
     def _check_watched(self):
         for o in self.learn.cbs:
             if not isinstance(o, TrackerCallback) or not re.search(r'ece|mce|_ce\b|confidence', o.monitor): continue
-            warnings.warn(f"{type(o).__name__} watches {o.monitor}, which the scaling at the end of the fit changes: an "
-                          "early epoch that knows little may have the least. Watch 'refinement' (RefinementMetric), or "
-                          "'accuracy'")
+            warnings.warn(f"{type(o).__name__} watches {o.monitor}, which the scaling at the end of the fit changes: "
+                          "watch 'refinement' (RefinementMetric) or 'accuracy'")
 
     def _dl(self): return self.learn.dls.valid if self.calib_dl is None else self.calib_dl
+
+    def after_pred(self):
+        if isinstance(self.pred, Tensor) and self.pred.ndim>2: _check_outputs(self.pred, self.y)
 
     def after_batch(self): self.trained = not hasattr(self.learn, 'lr_finder')
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'Report', 'page_section', 'attempt_each', 'valid_preds_of',
-           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'independence', 'difference_text']
+           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'with_stars', 'predicted_gaps', 'independence',
+           'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import textwrap
@@ -16,10 +17,12 @@ from .pictures import *
 from .temperature import *
 from .metrics import *
 from .resampling import *
+from .chance import *
 from .curves import *
 from .interpretation import *
 from .interpretation import check_judged
 from .groups import *
+from .groups import _sorted_gaps
 from .plots import *
 from .one_class import *
 
@@ -123,6 +126,36 @@ def scaled_of(
         R.scaled[k] = T and (T, len(valid[0]), resampled(R, apply_temperature(R.runs[k].preds, T)))
     return R.scaled[k]
 
+def with_stars(
+    t:pd.DataFrame, # As `calibration_by` gives it
+    unit:str # 'images' or 'patients'
+)->pd.DataFrame: # With `star`: ' *' where the gap is significant, ' †' where there are fewer than 10 units
+    "Which gaps are significant, corrected for the number of those that are tested"
+    many = t['count' if unit=='images' else 'patients']>=10
+    p = pd.Series(np.nan, t.index)
+    p[many] = holm(t.p[many])
+    return t.assign(star=np.select([p<.05,~many], [' *',' †'], ''))
+
+def predicted_gaps(
+    R:Report, # What is judged
+    k:str, # Name of the network
+    r:ResampledStats # Of it, as trained or scaled
+)->pd.DataFrame: # As `with_stars` gives it
+    "Gap between confidence and accuracy of each predicted class; a temperature leaves what is predicted as it is"
+    names = group_names(R.runs[k]._column('predicted'), len(R.first.targs))
+    return with_stars(_sorted_gaps(r.stats, names, R.patients), R.unit)
+
+def _classes_off(R, k, r, most=5):
+    "The predicted classes whose gap is significant, in words"
+    t = predicted_gaps(R, k, r)
+    if (t.star==' †').all(): return f' No predicted class has 10 {R.unit} to be judged by.'
+    off = t[t.star==' *']
+    if off.empty: return ' No predicted class is off beyond chance.'
+    gaps = (100*off.gap[:most]).map(lambda v: number_text(v, 'points', True))
+    named = ', '.join(f'{name} ({v} points)' for name,v in gaps.items())
+    more = f' and {len(off)-most} more' if len(off)>most else ''
+    return f' Predicted classes that are off beyond chance: {named}{more}.'
+
 def _of_the_sure(R, s, level=.9):
     "How often predictions with a high confidence are right"
     of,least = s.confidence>=level-1e-6,percent_text(level, 0)  # .9 in fp32 is less
@@ -137,8 +170,11 @@ def _scaled_gap(R, k):
     "What one temperature would leave of the gap, where there are validation images"
     if not scaled_of(R, k): return ''
     T,n,r = scaled_of(R, k)
-    return (f' With one temperature ({T:.2f}, fitted to {n:,} validation images) confidence minus '
-            f"accuracy is {interval_text(gap_interval(r), 'points', True)} points.")
+    valid_preds,valid_targs = valid_preds_of(R, k)
+    right = (valid_preds.argmax(1)==valid_targs).all()
+    fitted = f'assumed: no mistake among the {n:,}' if right else f'fitted to {n:,}'
+    return (f' With one temperature ({T:.2f}, {fitted} validation images) confidence minus '
+            f"accuracy is {interval_text(gap_interval(r), 'points', True)} points.{_classes_off(R, k, r)}")
 
 def _once_scaled(R, k):
     said = []
@@ -157,7 +193,8 @@ def _verdict(R, name, o):
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {verdict}.'
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
-    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{_once_scaled(R, name)}'
+    off = _classes_off(R, name, o.resamples(**R.resampling))
+    return f'{mean} {_of_the_sure(R, o.stats)}{off}{calibrated}{_once_scaled(R, name)}'
 
 def independence(
     R:Report # What is judged
@@ -184,8 +221,8 @@ def _best_of(R):
     best = min(loss, key=loss.get)
     worse,level_with = (', '.join(o) for o in _beside(runs, best))
     said = f'Whose probabilities are the best? By the NLL, {how}{best}: {loss[best]:.3f}.'
-    if worse: said += f' Lower beyond chance than {worse}.'
-    if level_with: said += f' Not beyond chance lower than {level_with}.'
+    if worse: said += f' Better beyond chance than {worse}.'
+    if level_with: said += f' Not clearly better than {level_with}.'
     return [paragraph(f'{said} This is about these images; another training of the same networks may come out '
                       'otherwise, and who errs least stands under Measures.')]
 

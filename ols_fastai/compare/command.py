@@ -105,7 +105,9 @@ def _split_folder(a, console):
     few = sorted(set(df.label)-set.intersection(*(set(df.label[df['split']==o]) for o in SPLITS)))
     if few: _say(console, f"folder: too few images to train, validate and test {_name_some(few)}")
     counts = ', '.join(f'{n:,} images for {k}' for k,n in split_counts(df).images.astype(int).items())
-    _say(console, f"folder: {counts}, {df.label.nunique()} classes")
+    who = f"; {df['patient'].nunique():,} patients" if 'patient' in df else ''
+    names = _name_some(sorted(df.label.unique()))
+    _say(console, f"folder: {counts}; {df.label.nunique()} classes: {names}{who}")
     return df.iloc[np.argsort(split_codes(df), kind='stable')].reset_index(drop=True)   # as lists have it
 
 def _keep_split(a, df, console):

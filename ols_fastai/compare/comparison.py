@@ -37,6 +37,12 @@ def _check_one_label(labels):
             raise ValueError(f"the labels look multi-label: {label!r} beside {parts[0]!r} and {parts[1]!r}. "
                              "A comparison takes one class per image: give each image one, or a class of its own name")
 
+def _check_two_classes(df):
+    one = df.label.iloc[0]
+    if (df.label!=one).any(): return
+    raise ValueError(f"all images are of one class, {str(one)!r}, and a comparison needs 2 at least: is the folder "
+                     "that was given one level too high? It holds a folder for each class")
+
 def _fingerprint(df, base):
     "A hash of what the images are; each file's size too, so that other files of the same names are noticed"
     rows = [(*o, os.path.getsize(base/o[0])) for o in zip(df.filename, df.label, df['split'])]
@@ -47,6 +53,7 @@ def _read_images(*args, **kwargs):
     lacking = [o for o in SPLITS if o not in set(df['split'])]
     if lacking:
         raise ValueError(f"a comparison needs images for train, valid and test, and there are none for {lacking[0]}")
+    _check_two_classes(df)
     _check_one_label(df.label.astype(str))
     # looked at above, and what was allowed there is allowed to the loaders
     lists = dict(train=df, root=base, check_files=False, allow_overlap=('file','patient'))

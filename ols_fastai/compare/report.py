@@ -150,12 +150,14 @@ def _trained_counts(df, vocab, settings):
 def _entries(runs, df, items, image):
     "What `calibration_report` takes for each run"
     known = ('vocab','settings','versions','seed','seconds','method')
-    out = {}
+    out,several = {},any(info['seed'] is None for _,info in runs.values())
     for method,(tensors,info) in runs.items():
         about = {k: info[k] for k in known}
+        title = run_title(method)
         if info['seed'] is None: about['seed'] = f"mean of {info['seeds']}"
+        elif several: title = run_title(f'{method} seed {info["seed"]}')  # beside an ensemble of more
         trained = _trained_counts(df, info['vocab'], info['settings'])
-        out[run_title(method)] = dict(tensors, **about, items=items, images=image, trained=trained)
+        out[title] = dict(tensors, **about, items=items, images=image, trained=trained)
     return out
 
 def _data(df, faults):

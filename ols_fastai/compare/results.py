@@ -143,7 +143,9 @@ def run_title(
 )->str:
     "What to call it in tables"
     method,_,what = name.partition(' ')
-    return f'{method_title(method)}, {what}' if what else method_title(method)
+    title = method_title(method)
+    if not what: return title
+    return f'{title[:-1]}, {what})' if title.endswith(')') else f'{title} ({what})'
 
 # %% ../../nbs/84_compare.results.ipynb #32ed1b0d
 def rows_table(

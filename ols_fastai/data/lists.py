@@ -195,7 +195,12 @@ def patients_from_names(
                          f"{and_more(len(misses))}. Change the pattern: "
                          r"(pat\d+)_ finds pat0012 in pat0012_1.png, the brackets are around the patient and \d+ is a "
                          "number; for a part of a folder's name put a / into it")
-    return df.assign(patient=text_series([o[find.groups] for o in found], df.index))
+    patients = text_series([o[find.groups] for o in found], df.index)
+    if len(df)>=20 and patients.is_unique:
+        warnings.warn(f"patient_from='{pattern}' makes each of the {len(df):,} images a patient of its own "
+                      f"({patients.iloc[0]} is that of {df['filename'].iloc[0]}): where two show one person, the "
+                      "brackets hold too much, and the person may be trained and tested on")
+    return df.assign(patient=patients)
 
 # %% ../../nbs/15_data.lists.ipynb #453189b6
 def _one_table(tables):
