@@ -685,9 +685,9 @@ def test_the_callback_fails_before_training_and_says_when_it_diverged():
     with pytest.raises(ValueError, match='two Calibrate'): learn.fit(1, cbs=[Calibrate(),Calibrate()])
     pixels = [TensorDataset(torch.randn(8, 1, 6, 6), torch.randint(0, 3, (8,6,6))) for _ in range(2)]
     dls = DataLoaders(*[DataLoader(o, bs=4, num_workers=0) for o in pixels], device='cpu')
-    learn = Learner(dls, torch.nn.Conv2d(1, 3, 1), loss_func=CrossEntropyLossFlat(axis=1)); before = weights(learn)
-    with pytest.raises(ValueError, match='pixels: fit_temperature'): learn.fit(1, cbs=Calibrate())
-    assert torch.equal(weights(learn), before)
+    dense = Learner(dls, torch.nn.Conv2d(1, 3, 1), loss_func=CrossEntropyLossFlat(axis=1)); start = weights(dense)
+    with pytest.raises(ValueError, match='pixels: fit_temperature'): dense.fit(1, cbs=Calibrate())
+    assert torch.equal(weights(dense), start)
     with pytest.raises(ValueError, match='trained on'): learn.fit(1, cbs=Calibrate(dl=learn.dls.train))
     assert torch.equal(weights(learn), weights(with_test()))
     learn.dls.loaders = learn.dls.loaders[:1]

@@ -145,7 +145,7 @@ def predicted_gaps(
     names = group_names(R.runs[k]._column('predicted'), len(R.first.targs))
     return with_stars(_sorted_gaps(r.stats, names, R.patients), R.unit)
 
-def _classes_off(R, k, r, most=5):
+def _classes_off(R, k, r, most=3):
     "The predicted classes whose gap is significant, in words"
     t = predicted_gaps(R, k, r)
     if (t.star==' †').all(): return f' No predicted class has 10 {R.unit} to be judged by.'
@@ -193,8 +193,8 @@ def _verdict(R, name, o):
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {verdict}.'
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
-    off = _classes_off(R, name, o.resamples(**R.resampling))
-    return f'{mean} {_of_the_sure(R, o.stats)}{off}{calibrated}{_once_scaled(R, name)}'
+    rest = _once_scaled(R, name) or _classes_off(R, name, o.resamples(**R.resampling))
+    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{rest}'
 
 def independence(
     R:Report # What is judged
