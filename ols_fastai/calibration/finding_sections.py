@@ -37,9 +37,8 @@ def _finding_verdict(R, name, o):
     off = _finding_tests(R, o).p_holm.groupby('finding', sort=False).min()
     off = [k for k,v in off.sort_values(kind='stable').items() if v<.05]
     which = 'none is shown to be off (of rare findings a large error may go unseen)'
-    if off: which = f'{len(off)} of {len(o.vocab)} are off beyond chance: {", ".join(off[:6])}'
-    more = f' and {len(off)-6} more' if len(off)>6 else ''
-    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}{more}{_direction(o, off)}'
+    if off: which = f'{len(off)} of {len(o.vocab)} are off beyond chance: {some_names(off, 6)}'
+    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}{_direction(o, off)}'
 
 def _direction(o, off):
     "Of the findings that are off, how many are commoner than their probabilities say, and the worst"

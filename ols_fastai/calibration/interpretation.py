@@ -325,10 +325,9 @@ def resamples(self:CalibrationInterpretation,
     seed:int=0 # Of the draws
 )->ResampledStats:
     "Draws of the images, or of the patients; kept, so that all tables of the same draws work a measure out once"
-    patients = None if groups is None else patient_codes(groups, len(self.preds))
-    key = n,seed,None if patients is None else patients.tobytes()
-    if key not in self._resamples: self._resamples[key] = ResampledStats(self.stats, None, patients, n, seed)
-    return self._resamples[key]
+    r = _by_patient(self.stats, groups, n, seed)
+    key = n,seed,None if groups is None else r.stats.groups.tobytes()
+    return self._resamples.setdefault(key, r)
 
 # %% ../../nbs/62_calibration.interpretation.ipynb #dbdd45f3
 def group_names(

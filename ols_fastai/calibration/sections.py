@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'Report', 'page_section', 'attempt_each', 'valid_preds_of',
-           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'with_stars', 'predicted_gaps', 'independence',
-           'difference_text']
+           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'with_stars', 'predicted_gaps', 'some_names',
+           'independence', 'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import textwrap
@@ -145,16 +145,22 @@ def predicted_gaps(
     names = group_names(R.runs[k]._column('predicted'), len(R.first.targs))
     return with_stars(_sorted_gaps(r.stats, names, R.patients), R.unit)
 
+def some_names(
+    names, # Texts
+    n:int=5 # To name
+)->str:
+    "The first of some names, and how many more there are"
+    return ', '.join(names[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
+
 def _classes_off(R, k, r, most=3):
     "The predicted classes whose gap is significant, in words"
     t = predicted_gaps(R, k, r)
     if (t.star==' †').all(): return f' No predicted class has 10 {R.unit} to be judged by.'
     off = t[t.star==' *']
     if off.empty: return ' No predicted class is off beyond chance.'
-    gaps = (100*off.gap[:most]).map(lambda v: number_text(v, 'points', True))
-    named = ', '.join(f'{name} ({v} points)' for name,v in gaps.items())
-    more = f' and {len(off)-most} more' if len(off)>most else ''
-    return f' Predicted classes that are off beyond chance: {named}{more}.'
+    gaps = (100*off.gap).map(lambda v: number_text(v, 'points', True))
+    named = some_names([f'{name} ({v} points)' for name,v in gaps.items()], most)
+    return f' Predicted classes that are off beyond chance: {named}.'
 
 def _of_the_sure(R, s, level=.9):
     "How often predictions with a high confidence are right"
