@@ -190,8 +190,9 @@ def did_you_mean(
     known, # Names that there are
     n:int=1 # Of the nearest to give
 )->str: # 'did you mean ols?', or '' where nothing is near
-    "The known names that are nearest to one that is not known"
-    near = get_close_matches(name, list(known), n)
+    "The known names that are nearest to one that is not known, in small letters or capitals"
+    small = {str(o).lower(): str(o) for o in known}
+    near = [small[o] for o in get_close_matches(name.lower(), list(small), n)]
     return f"did you mean {', '.join(near)}?" if near else ''
 
 # %% ../nbs/00_core.ipynb #5a7e0001

@@ -92,6 +92,25 @@ def test_patients_are_found_in_names_and_judged_by(tmp_path):
     page = re.sub('<.*?>', '', (tmp_path/'out/report.html').read_text())
     assert 'drawn one by one' not in r.stdout and 'patients in more than one split: 0' in page   # the checklist's answer
 
+def test_a_folder_is_divided_as_asked(tmp_path):
+    root = make_tree(tmp_path/'images', n=20)
+    args = ['--folder',root, *tiny, '--plan', '--valid-share','.25', '--out',tmp_path/'out']
+    r = command(*args, '--test-share','.35')
+    assert r.returncode==0 and 'folder: 24 images for train, 15 images for valid, 21 images for test' in r.stdout, r.stdout+r.stderr
+    r = command(*args, '--patient-from',r'(\d)\.png$', '--test-share','.9')
+    assert r.returncode==2 and '--valid-share and --test-share are above 0' in r.stderr, r.stderr
+    (tmp_path/'divided').mkdir()
+    for o in ('train','valid','test'): make_tree(tmp_path/'divided'/o)
+    r = command('--folder',tmp_path/'divided', *args[2:])
+    assert r.returncode==2 and 'has folders of splits: leave out --valid-share' in r.stderr, r.stderr
+
+def test_a_pattern_that_finds_too_few_patients_is_said(tmp_path):
+    root = make_tree(tmp_path/'images')
+    r = command('--folder',root, *tiny, '--plan', '--patient-from',r'(\d)\d*\.png$', '--out',tmp_path/'out')
+    assert r.returncode==0, r.stderr
+    r = command('--folder',root, *tiny, '--plan', '--patient-from',r'(png)$', '--out',tmp_path/'out')
+    assert r.returncode==2 and 'patient has 1 different values' in r.stderr and 'pattern that found it' in r.stderr, r.stderr
+
 # --- mistakes
 
 def test_remedies_are_options(tmp_path):

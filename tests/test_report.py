@@ -250,6 +250,36 @@ def test_from_a_learner_and_never_on_what_calibrated_it(tmp_path):
     preds,targs = learn.get_preds()
     with pytest.raises(ValueError, match='60 of its 60 images'): CalibrationInterpretation(learn, learn.dls.valid, None, preds=preds, targs=targs)
 
+def test_a_learner_tells_its_epochs_and_its_splits(tmp_path):
+    from PIL import Image
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.learner import Learner
+    from ols_fastai.data.loaders import image_dls
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(24)], label=['a','b']*12, patient=np.arange(24)//2))
+    df['split'] = ['train']*12+['valid']*6+['test']*6
+    df.loc[23,'patient'] = 0   # is in training too
+    for o in df.filename: Image.fromarray(rng.integers(0, 255, (8,8), dtype=np.uint8)).save(tmp_path/o)
+    args = dict(root=tmp_path, size=8, bs=4, num_workers=0, allow_overlap='patient')
+    dls = image_dls(df, **args)
+    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*64, 2)), CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1), learn.fit(3)
+    interp = CalibrationInterpretation.from_learner(learn, ds_idx=2)
+    text = calibration_report({'net': interp}, tmp_path/'a.html', n=5).read_text()
+    data = cells(text, 'What was judged')['value']
+    assert [data[f'{o} images'] for o in ('training','validation','test')]==['12','6','6']
+    assert data['patients in more than one split']=='1' and 'patients in more than one split: 1' in plain(text)
+    assert cells(text, 'Settings and seeds').loc['epochs asked of the last fit'].tolist()==['3']
+    # two loaders, and the images judged are in a third
+    two = Learner(image_dls(df[df.split!='test'], **args), learn.model, CrossEntropyLossFlat())
+    apart = CalibrationInterpretation.from_learner(two, dl=dls[2])
+    data = cells(calibration_report(apart, tmp_path/'b.html', n=5, data={'training images':'many'}).read_text(), 'What was judged')['value']
+    assert data['test images']=='6' and data['patients in more than one split']=='1' and data['training images']=='many'
+    valid = CalibrationInterpretation.from_learner(two)
+    data = cells(calibration_report(valid, tmp_path/'c.html', n=5).read_text(), 'What was judged')['value']
+    assert data['validation images']=='6' and 'test images' not in data and data['patients in more than one split']=='0'
+    assert 'epochs' not in plain((tmp_path/'c.html').read_text())   # of a network that this learner has not trained
+
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     fn = tmp_path/'a.html'; fn.write_text('old')
     r = run(n=30)

@@ -25,7 +25,8 @@ def take_names(source, mod, names):
         if not k.startswith('__') and (k in made or k not in names): names[k] = v
 
 def run_cell(source, fn, names):
-    "From a file, so that `inspect` finds the source of what the cell defines"
+    "From a file, so that `inspect` finds the source of what the cell defines; a notebook's magics show pictures only"
+    source = re.sub(r'^%.*$', '', source, flags=re.M)
     fn.write_text(source, encoding='utf8')
     exec(compile(source, str(fn), 'exec'), names)
 

@@ -161,7 +161,9 @@ def _describe_learner(learn):
     "What a reader wants to know of the network that was judged"
     model = get_model(learn.model)
     bare = model.model if isinstance(model, CalibratedModel) else model
-    return dict(network=type(bare).__name__, loss=type(learn.loss_func).__name__, calibrated=_describe_scaling(model))
+    out = dict(network=type(bare).__name__, loss=type(learn.loss_func).__name__, calibrated=_describe_scaling(model))
+    if learn.opt is None: return out  # has not trained
+    return {**out, 'epochs asked of the last fit': learn.n_epoch}  # the recorder forgets how many when it predicts
 
 def _learner_state(learn):
     "What tells whether the network is still the one that was judged: its scaling, and the sum of each of its weights"

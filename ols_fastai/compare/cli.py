@@ -26,9 +26,11 @@ class _Images:
     patient:str='patient' # Column of patients, none of whom may be in two lists, if there is such a column
     patient_from:str|None=None # Regular expression that finds the patient in a file's name: '(\d+)_'
     root:str|None=None # Folder that the lists' file names are relative to; default: the folder of --train
-    # Instead of lists: folders class/image, of which a tenth each is drawn to validate and to test,
+    # Instead of lists: folders class/image, of which some are drawn to validate and to test,
     # or train/class/image, valid/... and test/...
     folder:str|None=None
+    valid_share:float|None=None # Share of the images of --folder to validate with; default: 0.1
+    test_share:float|None=None # And to test with; default: 0.1
     # Instead of lists: brain_regions, the embedded data set, written to a cache folder;
     # radimagenet, the folder --root as released
     data:Literal['brain_regions','radimagenet']|None=None
@@ -159,10 +161,19 @@ def _source_mistake(a):
     if source or not missing: return
     return f"{', '.join(missing)} missing: give three lists, or --folder, or --data brain_regions"
 
+def _share_mistake(a):
+    "What is wrong with the shares of a folder's images, or None"
+    given = [o for o in ('valid_share','test_share') if getattr(a, o) is not None]
+    if given and not a.folder: return f'{_flag(given[0])} is for --folder: leave it out'
+    shares = [getattr(a, o) for o in given]
+    if all(o>0 for o in shares) and sum(shares)+.1*(2-len(given))<1: return
+    return '--valid-share and --test-share are above 0, such as 0.15, and leave images to train on'
+
 def _mistake(a):
     "What is wrong with the options together, or None"
     if a.workers is not None and a.workers<0: return f'--workers must be 0 or more, got {a.workers}'
     if not a.list_methods and _source_mistake(a): return _source_mistake(a)
+    if _share_mistake(a): return _share_mistake(a)
     if a.check and a.exclude: return '--check makes its own list of what to leave out: leave out --exclude'
     strange = set(filter(None, a.allow_overlap.split(',')))-{'file','patient'}
     if strange: return f"--allow-overlap takes file, patient or file,patient; got {a.allow_overlap!r}"
@@ -199,7 +210,7 @@ def _in_options(text):
     # `check_images` -> `--check`
     text = re.sub(rf"`({_named})`", lambda m: f'`{_as_option(m[1])}`', text)
     # bs must be, patience needs, a smaller bs -> --bs, --patience
-    as_word = rf"(?:^|{_before})({_named})\b(?!\.)|\b({_named})\b(?= must be| needs )"
+    as_word = rf"(?:^|{_before})(?!out )({_named})\b(?!\.)|\b({_named})\b(?= must be| needs )"
     return re.sub(as_word, lambda m: _as_option(m[1] or m[2]), text)
 
 # %% ../../nbs/89_compare.cli.ipynb #e073fa87

@@ -10,8 +10,6 @@ import warnings
 from fastai.vision.all import *
 from ..core import *
 from ..data.images import *
-from ..data.tables import patient_ids
-from ..data.splits import SPLITS, find_overlap
 from ..train.methods import *
 from ..calibration.pictures import *
 from ..calibration.plots import *
@@ -160,10 +158,4 @@ def _entries(runs, df, items, image):
         out[title] = dict(tensors, **about, items=items, images=image, trained=trained)
     return out
 
-def _data(df, faults):
-    counts = df['split'].value_counts()
-    known = {f'{o} images': int(counts[o]) for o in SPLITS}
-    if 'patient' in df:
-        shared = find_overlap(df, patient_ids(df['patient']))
-        known['patients in more than one split'] = shared.n if shared else 0
-    return {**known, **{f'left out: {k}': v for k,v in faults.items()}}
+def _data(df, faults): return {**split_facts(df), **{f'left out: {k}': v for k,v in faults.items()}}

@@ -234,12 +234,13 @@ def _summary_table(r, what):
     s,n = summarize_seeds(r),r.seed.nunique()
     means = r.groupby('method', sort=False).mean(numeric_only=True)
     best = {o: _best_method(o, means[o]) for o in s}
-    headers = [Column(_short.get(o, o).replace(' ', '\n', 1), justify='right', no_wrap=n==1) for o in s]
+    headers = [Column(_short.get(o, o).replace(' ', '\n', 1), justify='right', no_wrap=True) for o in s]
     looks = dict(title_justify='left', box=box.SIMPLE_HEAD, pad_edge=False, padding=(0,1,0,0))
     table = Table(Column('method', min_width=9), *headers, title=f'Test set, {what}; {_seeds_said(n)}', **looks)
     for method,row in s.iterrows():
-        cells = [f'[bold]{v}[/]' if best[k]==method else v for k,v in row.items()]
-        table.add_row(run_title(method).replace(' ', '\n'), *cells)
+        lines = {k: v.replace(' ± ', '\n±').replace(' (', '\n(').replace(' to ', '\n') for k,v in row.items()}
+        cells = [f'[bold]{v}[/]' if best[k]==method else v for k,v in lines.items()]
+        table.add_row(run_title(method), *cells)
     return table
 
 def print_summary(

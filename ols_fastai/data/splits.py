@@ -238,8 +238,8 @@ def _draw_splits(groups, shares, seed):
             if kept.isdisjoint(having): kept.add(int(rng.choice(having)))
 
 # %% ../../nbs/14_data.splits.ipynb #a418dcf6
-def _group_ids(df, group):
-    "What must stay together, as text. Raises `ValueError` for a row without it, and where there is but one"
+def _group_ids(df, group, n_splits):
+    "What must stay together, as text. Raises `ValueError` for a row without it, and where there are fewer than splits"
     if group not in df:
         raise ValueError(f"there is no column {group!r}: the columns are {', '.join(map(repr, df.columns))}; "
                          "where nothing is known of patients, group='filename' draws image by image")
@@ -248,9 +248,11 @@ def _group_ids(df, group):
     if len(empty):
         raise ValueError(f"{row_place(df, empty[0])}: {df['filename'].iloc[empty[0]]} has no {group}: "
                          f"fill it in, or give each such image a {group} of its own")
-    if ids.nunique()<2:
-        raise ValueError(f"all {len(df)} images have one {group}: there is nothing to split. "
-                         f"Is {group!r} the right column, or the pattern that found it?")
+    if ids.nunique()<n_splits:
+        some = ', '.join(ids.unique())
+        raise ValueError(f"{group} has {ids.nunique()} different values among {len(df)} images ({some}), and "
+                         f"{n_splits} splits need {n_splits} at least: is {group!r} the right column, "
+                         "or the pattern that found it?")
     return ids
 
 def _warn_of_shares(codes, shares, group):
@@ -274,7 +276,7 @@ def split_by_group(
     if not (valid>0 and test>=0 and valid+test<1):
         raise ValueError(f"valid and test are shares that leave something to training, got {valid} and {test}")
     clean,shares = clean_table(df, None),np.array([1-valid-test, valid, test])
-    groups,labels = pd.factorize(_group_ids(clean, group))[0],pd.factorize(clean['label'])[0]
+    groups,labels = pd.factorize(_group_ids(clean, group, np.count_nonzero(shares)))[0],pd.factorize(clean['label'])[0]
     codes = _draw_splits(_Groups(groups, labels), shares, seed)[groups]
     _warn_of_shares(codes, shares, group)
     return df.reset_index(drop=True).assign(split=np.array(SPLITS, dtype=object)[codes])

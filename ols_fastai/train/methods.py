@@ -246,7 +246,8 @@ def parse_method(
     name,_,words = method.strip().partition(':')
     if name in _retired: raise ValueError(f"{name} was removed: {_retired[name]}")
     if name not in METHODS:
-        near = did_you_mean(name, METHODS)
+        titled = next((k for k,m in METHODS.items() if m.title.lower()==name.lower()), name)
+        near = did_you_mean(titled, METHODS)
         raise ValueError(f"unknown method {name!r}: {near+' ' if near else ''}choose from {', '.join(METHODS)}")
     settings = dict(METHODS[name].defaults)
     for word in filter(None, words.split(':')):
