@@ -7,6 +7,7 @@ __all__ = ['run_file', 'run_files', 'load_network', 'run_learner', 'load_compari
 
 # %% ../../nbs/84_compare.results.ipynb #0a02e468
 import itertools, warnings
+from contextlib import contextmanager
 from fastai.vision.all import *
 from rich import box
 from rich.console import Console
@@ -91,13 +92,23 @@ def load_comparison(
     return {info['method']: (tensors,info) for tensors,info in runs}
 
 # %% ../../nbs/84_compare.results.ipynb #69895b9c
+@contextmanager
+def _say_whose(info):
+    "Warnings inside name the run: several networks would say the same, and Python shows that once"
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        yield
+    seed = '' if info['seed'] is None else f', seed {info["seed"]}'
+    for o in found:
+        warnings.warn_explicit(f"{info['method']}{seed}: {o.message}", o.category, o.filename, o.lineno)
+
 def run_rows(
     tensors:dict, # Of a run: `preds`, `targs`, `valid_preds`, `valid_targs`
     info:dict, # Of a run: `method`, `seed`, `seconds`
     n_bins:int=15 # Bins of the ECE
 )->list: # Two rows: as trained, and after one temperature that was fitted to the validation images
     "The measures of a run on the test images"
-    T = fit_temperature(tensors['valid_preds'], tensors['valid_targs'])
+    with _say_whose(info): T = fit_temperature(tensors['valid_preds'], tensors['valid_targs'])
     ways = dict(none=(1.,tensors['preds']), temperature=(T,apply_temperature(tensors['preds'], T)))
     rows = []
     for scaled,(t,preds) in ways.items():
