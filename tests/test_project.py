@@ -30,6 +30,8 @@ def test_notebook_is_clean_and_has_outputs(fn):
     assert all(o['execution_count'] is None for o in code), 'execution counts: run nbdev_clean'
     assert any(o['outputs'] for o in code), 'no outputs: run `make notebooks`'
     assert not any(out['output_type']=='error' for o in code for out in o['outputs'])
+    # a report goes on without a section that fails, and a notebook without a function that it defines too late
+    assert 'NameError' not in json.dumps([o['outputs'] for o in code])
 
 # ---- what is imported is required
 
