@@ -237,9 +237,9 @@ def _few_mistakes(R, least=10):
     codes = group_codes(R.patients, len(R.first.targs))
     wrong = {k: len(np.unique(codes[~o.stats.correct])) for k,o in R.runs.items()}
     few = '; '.join(f'{k} is wrong about {n} of {codes.max()+1:,}' for k,n in wrong.items() if n<least)
-    if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to judge by: {few}. Intervals and '
-                             'tests of such a network promise too much: in simulations those at 95 % held in 82 to '
-                             '92 %.', 'note')
+    if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to judge by: {few}. Intervals '
+                             'and tests of such a network promise too much: in simulations those at 95 % held in 82 '
+                             'to 92 %.', 'note')
 
 @page_section('Summary')
 def _summary(R):
