@@ -366,6 +366,37 @@ def test_a_run_that_can_not_be_judged_is_left_out(data, tmp_path, damage):
     if damage in ('nan','other images'): assert 'left out: ls' in page and any('leaves out ls' in o for o in messages)
     if damage in ('nan','valid'): assert any("label smoothing, seed 0 can't be judged" in o for o in messages)
 
+@pytest.mark.parametrize('damage,left', [('history','training.png'),('versions','report.html')])
+def test_a_run_that_one_picture_or_the_report_can_not_take_is_left_out_of_it(data, tmp_path, damage, left):
+    methods = ['hard','ls','ols']
+    small(data, tmp_path, methods=methods)
+    fn = run_file(tmp_path, 'runs', 'ls', 0)
+    tensors,info = load_tensors(fn)
+    if damage=='history': info['history'] = [dict(time=1)]
+    else: del info['versions']
+    save_tensors(fn, tensors, info)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        files = save_figures(tmp_path, methods)
+        report = save_report(tmp_path, methods, table_of(data), data)
+    assert {'reliability.png','training.png','soft_labels.png'}=={o.name for o in files}
+    messages = [str(o.message) for o in said]
+    what = 'a picture' if left=='training.png' else 'the report'
+    assert [o for o in messages if 'leaves out' in o]==[o for o in messages if o.startswith(f'{what} leaves out ls: ')]!=[], messages
+    assert ('label smoothing' in report.read_text().replace('online label smoothing', ''))==(damage=='history')
+
+def test_a_picture_that_can_not_be_drawn_costs_no_other(data, tmp_path, monkeypatch):
+    small(data, tmp_path, methods=['hard','ols'])
+    fn = run_file(tmp_path, 'runs', 'ols', 0)
+    tensors,info = load_tensors(fn)
+    del tensors['S']
+    save_tensors(fn, tensors, info)
+    with pytest.warns(UserWarning, match='soft_labels.png is missing: KeyError'): files = save_figures(tmp_path, ['hard','ols'])
+    assert [o.name for o in files]==['reliability.png','training.png']
+    def full(*args, **kwargs): raise OSError('no space left')   # the disk is no method's fault
+    monkeypatch.setattr('ols_fastai.compare.report.plot_reliability', full)
+    with pytest.raises(OSError, match='no space'): save_figures(tmp_path, ['hard','ols'])
+
 def test_an_image_that_has_gone_costs_the_report_this_image(data, tmp_path):
     copy = tmp_path/'images'
     shutil.copytree(data, copy)
