@@ -1,7 +1,7 @@
 """Images per second from files on disk to a normalised, augmented batch on a CPU: ours, fastai's default,
 torchvision's, spdl's, and the limit.
 
-    python benchmarks/image_speed.py  # 25 minutes beside other programs; writes benchmarks/image_speed.csv
+    python benchmarks/image_speed.py  # 10 minutes; writes benchmarks/image_speed.csv
 
 Files are made up (smooth shapes and noise), of 224 and 512 pixels, PNG and JPEG, grey and in colour; batches of 64
 at 224 x 224, mirrored at random. One epoch is one measurement, the start of threads and worker processes included.
