@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['remove_parts', 'atomic_write', 'write_csv', 'read_csv', 'save_tensors', 'load_tensors', 'load_metadata',
-           'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'size_text', 'quiet_learner',
-           'each_alone', 'predict_alone', 'FirstProcessFailed', 'first_process', 'end_processes']
+           'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'some_names', 'size_text',
+           'quiet_learner', 'each_alone', 'predict_alone', 'FirstProcessFailed', 'first_process', 'end_processes']
 
 # %% ../nbs/00_core.ipynb #cf922dad
 import errno, json, os, platform, re, shutil, socket, tempfile, time
@@ -194,6 +194,14 @@ def did_you_mean(
     small = {str(o).lower(): str(o) for o in known}
     near = [small[o] for o in get_close_matches(name.lower(), list(small), n)]
     return f"did you mean {', '.join(near)}?" if near else ''
+
+# %% ../nbs/00_core.ipynb #00000091
+def some_names(
+    names, # Texts
+    n:int=5 # To name
+)->str:
+    "The first of some names, and how many more there are"
+    return ', '.join(names[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
 
 # %% ../nbs/00_core.ipynb #5a7e0001
 def size_text(

@@ -129,6 +129,15 @@ def test_two_networks_of_findings(tmp_path):
     assert 'sure, one temperature' in words and 'good, by site' in words and 'findings 14' in words
     assert re.search('good: macro AUROC [.0-9]+ [^:]*: none is shown to be off', words)
     assert re.search('sure: macro AUROC [^:]*: 14 of 14 are off beyond chance: f.* and 8 more', words)
+    t = class_table(runs['good']['preds'], y[:500], runs['good']['vocab'])
+    one_by_one = t.index[(t['O/E_low']>1)|(t['O/E_high']<1)].tolist()   # what 14 looks would find
+    found = re.search('good: macro AUROC.*?From a probability', words)[0]
+    assert ('By itself each of these would be' in found)==bool(one_by_one) and all(o in found for o in one_by_one[:3])
+    s = t.sensitivity.dropna().sort_values(kind='stable')
+    lost = s.index[s<.05].tolist()
+    assert f'one half on it finds {100*s.iloc[-1]:.1f} % of {s.index[-1]} and ' in words
+    least = f"less than 5 % of {', '.join(lost[:6])}" if lost else f'{100*s.iloc[0]:.1f} % of {s.index[0]}: choose'
+    assert least in words
     of = np.arange(500)%2==0
     row = class_table(runs['sure']['preds'][:500][of], y[:500][of], runs['sure']['vocab']).loc['f3']
     ratios = text.split('sure, by site: images with a finding over those')[-1].split('</table>')[0]

@@ -135,7 +135,10 @@ def test_numbers_are_those_of_the_measures(path):
     assert s.loc['<i>hard</i>, one temperature','T']==f'{T:.2f}' and s.loc['<i>hard</i>, one temperature','NLL'].startswith(number(nll(apply_temperature(a['preds'], T), a['targs']))+' (')
     gap = bootstrap({'points': in_percent(confidence_gap)}, apply_temperature(a['preds'], T), a['targs'], groups=patients, n=30, seed=0).iloc[0]
     assert s.loc['<i>hard</i>, one temperature','confidence minus accuracy, points']==interval_text(gap, 'points', True)
-    assert f"With one temperature ({T:.2f}, fitted to 600 validation images) confidence minus accuracy is {interval_text(gap, 'points', True)} points." in plain(text)
+    ends = sorted(abs(gap[['low','high']]))
+    off = f"{'over' if gap.value>0 else 'under'}-confident by {interval_text(pd.Series(dict(value=abs(gap.value), low=ends[0], high=ends[1])), 'points')} points"
+    if gap.low<=0<=gap.high: off = f"no significant difference ({interval_text(gap, 'points', True)} points)"
+    assert f"With one temperature ({T:.2f}, fitted to 600 validation images): {off}." in plain(text)
     T_b = fit_temperature(b['valid_preds'], b['valid_targs'])
     d = paired_bootstrap({'NLL': nll()}, apply_temperature(b['preds'], T_b), apply_temperature(a['preds'], T), a['targs'], groups=patients, n=30, seed=0).iloc[0]
     after = cells(text, 'Differences with one temperature each').loc['NLL','careful $x$ minus <i>hard</i>']
@@ -169,19 +172,25 @@ def test_arrays_alone_are_enough(tmp_path):
 
 def test_the_summary_says_whose_probabilities_are_the_best(tmp_path):
     from ols_fastai.calibration.metrics import nll
+    from ols_fastai.calibration.page import interval_text
+    from ols_fastai.calibration.resampling import paired_bootstrap
     from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
     def text(runs): return plain(calibration_report(runs, tmp_path/'a.html', n=50).read_text())
     good,sure,blind = run(1.),run(3.),run(1.)
     for k in ('preds','valid_preds'): blind[k] = blind[k].flip(0)
     runs = dict(sure=sure, good=good, blind=blind)
     bare = text({k: dict(preds=o['preds'], targs=o['targs']) for k,o in runs.items()})
-    assert f"By the NLL, good: {nll(good['preds'], good['targs']):.3f}. Better beyond chance than sure, blind. This is about" in bare
+    figures = [paired_bootstrap({'NLL': nll()}, o['preds'], good['preds'], o['targs'], n=50, level=.975).iloc[0] for o in (sure,blind)]
+    by_sure,by_blind = (f'by {interval_text(o)}' for o in figures)
+    assert f"By the NLL, which should be small, good: {nll(good['preds'], good['targs']):.3f}. Better beyond chance than sure ({by_sure}) and blind ({by_blind}). This is about" in bare
     assert 'Whose probabilities' not in text({'good': good})
     scaled = text(runs)  # one temperature makes the sure one the same as the good one
     losses = {k: nll(apply_temperature(o['preds'], fit_temperature(o['valid_preds'], o['valid_targs'])), o['targs']) for k,o in runs.items()}
     best = min(losses, key=losses.get)
     other = {'sure': 'good', 'good': 'sure'}[best]
-    assert f'By the NLL, each with one temperature, {best}: {losses[best]:.3f}. Better beyond chance than blind. Not clearly better than {other}.' in scaled
+    said = f'By the NLL, which should be small, each with one temperature, {best}: {losses[best]:.3f}. Better beyond chance than blind (by '
+    assert said in scaled and re.search(rf'Not clearly better than {other} \(by [^)]*\)\)\. Without it good has the lowest NLL', scaled), scaled[:2500]
+    worst = nll(blind['preds'], blind['targs']); assert f'and blind the highest ({worst:.3f}).' in scaled or f"and sure the highest ({nll(sure['preds'], sure['targs']):.3f})." in scaled
 
 def test_classes_are_judged_after_the_temperature_too(tmp_path):
     "A network that is right about all classes but one on average: of this it is far too sure once it is scaled"
@@ -201,7 +210,7 @@ def test_classes_are_judged_after_the_temperature_too(tmp_path):
     assert after.loc['b','mean confidence']==f'{100*of_b:.1f} %' and after.loc['b','gap, points'].startswith('+') and after.loc['b','gap, points'].endswith('*')
     assert before.loc['b','mean confidence']!=after.loc['b','mean confidence'] and before.index.tolist()!=[] and '±' in after['chance, points'].iloc[0]
     said = plain(text)
-    assert re.search(r'With one temperature .{60,150} points\. Predicted classes that are off beyond chance: .{0,90}b \(\+', said), said[:1500]
+    assert re.search(r'With one temperature .{30,150} points\)?\. Predicted classes that are off beyond chance even with it: .{0,90}b \(\+', said), said[:1500]
 
 def test_what_is_too_few_to_be_tested_is_said(tmp_path):
     y = torch.tensor([0]*9+[1]*40)
@@ -381,7 +390,7 @@ def test_one_networks_trouble_is_its_own(tmp_path):
     assert 'no sets, scaling: row 0: preds are not finite' in words and 'no sets, conformal sets: row 0' in words
     assert list(cells(text, 'Measures with 95 % intervals').columns)==['good','no sets','gone','broken']
     assert {o.split(',')[0] for o in cells(text, 'Sets that may miss').index}=={'good','gone','broken'}
-    assert 'no sets: mean confidence' in words and words.count('validation images) confidence minus accuracy')==3
+    assert 'no sets: mean confidence' in words and words.count('validation images): ')==3
     assert 'no sets minus good' in words and 'diverged minus' not in words
     assert 'gone: the images of this table' in words and 'broken: the images of this table' in words   # each place says what became of its file
     assert plt.get_fignums()==before
@@ -450,7 +459,7 @@ def test_the_report_of_the_demo(demo, tmp_path, width):
     assert not found['errors'] and not console and not found['loaded'] and not found['dead']
     assert found['n_images']>=8 and not found['broken'] and found['page']<=width
     text = demo.read_text()
-    assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images of 56 classes' in text
+    assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images, 56 classes' in text
 
 def test_a_part_that_fails_in_any_way_leaves_a_note():
     from ols_fastai.calibration.page import attempt, paragraph

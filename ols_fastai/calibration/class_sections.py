@@ -8,6 +8,7 @@ __all__ = ['short_interval']
 # %% ../../nbs/68_calibration.class_sections.ipynb #c1a55e02
 import numpy as np, pandas as pd
 from fastai.basics import *
+from ..core import some_names
 from .page import *
 from .pictures import *
 from .chance import *

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/70_calibration.finding_sections.ipynb #5a04688e
 import numpy as np, pandas as pd
 from fastai.basics import *
+from ..core import some_names
 from scipy.special import logit
 from .metrics import TINY
 from .page import *
@@ -36,29 +37,47 @@ def _finding_verdict(R, name, o):
     auroc = findings_table(o.preds, o.targs, R.patients).loc['macro AUROC']
     off = _finding_tests(R, o).p_holm.groupby('finding', sort=False).min()
     off = [k for k,v in off.sort_values(kind='stable').items() if v<.05]
-    which = 'none is shown to be off (of rare findings a large error may go unseen)'
-    if off: which = f'{len(off)} of {len(o.vocab)} are off beyond chance: {some_names(off, 6)}'
-    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}{_direction(o, off)}'
+    t = class_table(o.preds, o.targs, o.vocab, groups=R.patients)
+    which = _direction(t.loc[off], len(t)) if off else f'none is shown to be off{_uncorrected(t)}'
+    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}. {_found(t)}'
 
-def _direction(o, off):
-    "Of the findings that are off, how many are commoner than their probabilities say, and the worst"
-    if not off: return ''
-    ratio = pd.Series(o.targs.sum(0)/o.preds.double().sum(0), o.vocab)[off]
-    worst = np.log(ratio).abs().idxmax()
-    return (f'; {int((ratio>1).sum())} of them are more frequent than their probabilities say, {int((ratio<1).sum())} '
-            f'less; furthest off: {worst}, {ratio[worst]:.2f} times as frequent')
+def _ratio_text(row): return f"{row.name} ({short_interval(row, 'O/E')} times as frequent as they say)"
+
+def _direction(t, K):
+    "Findings that are off: how many are commoner than their probabilities say, and the worst"
+    ratio = t['O/E']
+    worst = t.loc[np.log(ratio).abs().idxmax()]
+    return (f'{len(t)} of {K} are off beyond chance: {some_names(list(t.index), 6)}; {int((ratio>1).sum())} more '
+            f'frequent than their probabilities say, {int((ratio<1).sum())} less; furthest off: {_ratio_text(worst)}')
+
+def _uncorrected(t):
+    "What a finding by itself would show, where all of them together show nothing"
+    off = t[(t['O/E_low']>1)|(t['O/E_high']<1)]
+    few = ', and of rare findings a large error may go unseen'
+    if off.empty: return few
+    return f'{few}. By itself each of these would be: {some_names([_ratio_text(r) for _,r in off.iterrows()], 3)}'
+
+def _found(t):
+    "What is found of each finding where one half is the threshold"
+    s = t.sensitivity.dropna().sort_values(kind='stable')
+    if s.empty: return ''
+    lost = list(s.index[s<.05])
+    of_least = f'less than 5 % of {some_names(lost, 6)}' if lost else f'{percent_text(s.iloc[0])} of {s.index[0]}'
+    return (f'From a probability of one half on it finds {percent_text(s.iloc[-1])} of {s.index[-1]} and {of_least}: '
+            'choose a threshold for each finding before it says yes or no.')
 
 @page_section('Summary', findings=True)
 def _summary(R):
-    n,K = R.first.preds.shape
+    K = len(R.vocab)
     networks,findings = (f"{m:,} {what}{'s' if m>1 else ''}" for m,what in ((len(R.runs),'network'),(K,'finding')))
     verdicts = []
     notes = attempt_each(R, 'verdict', lambda k, o: verdicts.append(_finding_verdict(R, k, o)), R.runs)
-    return [paragraph(f'{networks} judged on {n:,} images for {findings}. Findings may occur together, and each is '
+    return [paragraph(f'{networks} judged on {R.judged} for {findings}. Findings may occur together, and each is '
                       'judged on its own. Of the images with a probability of 30 % for a finding, 30 in 100 should '
                       'have it.'), bullets(verdicts), *notes,
-            paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}. Probabilities are off where a test of '
-                      f'calibration has p < .05 after Holm\'s correction for all findings.{independence(R)}')]
+            paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}, by formula: of shares Wilson\'s, of '
+                      'AUROCs DeLong\'s. Probabilities are off where one of two tests of calibration has p < .05 after '
+                      f'Holm\'s correction for all {2*K} of a network.{independence(R)}')]
 
 # %% ../../nbs/70_calibration.finding_sections.ipynb #943843cc
 @page_section('Measures', findings=True)
@@ -87,7 +106,9 @@ def _each(R):
     return [paragraph('Positive are the images with the finding; predicted positive those with a probability of one '
                       'half or more. That is no clinical threshold: for others see the decision curves below.'),
             *_classes(R)[1:], *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
-            paragraph('z above 0: probabilities are too high, or too extreme. The first test sees only their mean.')]
+            paragraph('z of the first test is above 0 where probabilities are too high on average; that of the second '
+                      '(Spiegelhalter) where they are too far from one half. Where nearly all are below one half the '
+                      'second is the first with its sign turned: whether they are too extreme, the slope says.')]
 
 def _furthest_off(R, n=4):
     "Findings of the first network, those with the smallest p first; only those that some images have and some lack"
@@ -107,7 +128,8 @@ def _pictures(R):
     figures = []
     for name in shown: figures += attempt(f'picture of {name}', partial(_finding_figure, R, k, name), R.missing)
     said = (f'{k}: the {len(shown)} of {len(R.vocab)} findings with the strongest evidence that their probabilities '
-            'are off. In a decision curve, acting on the probability pays where its line is above both others.')
+            'are off. In a decision curve, acting on the probability paid in these images where its line is above both '
+            'others; that is no proof where it is hardly so.')
     return [paragraph(said), *figures]
 
 # %% ../../nbs/70_calibration.finding_sections.ipynb #f84c5829

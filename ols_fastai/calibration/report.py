@@ -154,7 +154,8 @@ def _facts(R):
            f'images per {one}': f'{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}',
            f'{many} with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
     if R.multi_label: out['images without a finding'] = f'{int((R.first.targs.sum(1)==0).sum()):,}'
-    if R.patients is not None: out[R.unit] = f'{len(set(R.patients)):,}'
+    if R.patients is None: out['patients'] = 'not given: images are taken as independent'
+    else: out[R.unit] = f'{len(set(R.patients)):,}'
     return {**out, **_images_known(R)}
 
 def _class_counts(R):
@@ -244,7 +245,7 @@ def _found_settings(R, words):
 def _answers(R, have):
     "Item, what it asks for, and the answer"
     def at(title, note=''): return section_link(title, note) if title in have else _ask
-    by,units = ', '.join(R.by),'images' if R.patients is None else f'images, {R.unit}'
+    by,units = ', '.join(R.by),'images; patients were not given' if R.patients is None else f'images, {R.unit}'
     scaled = _found_settings(R, ['calibrated','scaling'])
     groups = 'Groups' if R.multi_label else 'Classes and groups'
     subgroups = f'by {by}' if R.multi_label else f'by predicted class, {by}'

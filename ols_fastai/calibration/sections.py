@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'Report', 'page_section', 'attempt_each', 'valid_preds_of',
-           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'with_stars', 'predicted_gaps', 'some_names',
-           'independence', 'difference_text']
+           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'predicted_gaps', 'independence',
+           'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import textwrap
 import numpy as np, pandas as pd
 from dataclasses import dataclass, field
 from fastai.basics import *
+from ..core import some_names
 from .page import *
 from .pictures import *
 from .temperature import *
@@ -55,6 +56,11 @@ class Report:
     def sections(self): return FINDING_SECTIONS if self.multi_label else SECTIONS
     @property
     def drawn(self): return dict(list(self.runs.items())[:most_drawn])
+    @property
+    def judged(self):
+        "What was judged, in words"
+        n = f'{len(self.first.preds):,} images'
+        return n if self.patients is None else f'{n} of {len(set(self.patients)):,} {self.unit}'
     @property
     def resampling(self): return dict(groups=self.patients, n=self.n, seed=self.seed)
 
@@ -126,16 +132,6 @@ def scaled_of(
         R.scaled[k] = T and (T, len(valid[0]), resampled(R, apply_temperature(R.runs[k].preds, T)))
     return R.scaled[k]
 
-def with_stars(
-    t:pd.DataFrame, # As `calibration_by` gives it
-    unit:str # 'images' or 'patients'
-)->pd.DataFrame: # With `star`: ' *' where the gap is significant, ' †' where there are fewer than 10 units
-    "Which gaps are significant, corrected for the number of those that are tested"
-    many = t['count' if unit=='images' else 'patients']>=10
-    p = pd.Series(np.nan, t.index)
-    p[many] = holm(t.p[many])
-    return t.assign(star=np.select([p<.05,~many], [' *',' †'], ''))
-
 def predicted_gaps(
     R:Report, # What is judged
     k:str, # Name of the network
@@ -145,22 +141,15 @@ def predicted_gaps(
     names = group_names(R.runs[k]._column('predicted'), len(R.first.targs))
     return with_stars(_sorted_gaps(r.stats, names, R.patients), R.unit)
 
-def some_names(
-    names, # Texts
-    n:int=5 # To name
-)->str:
-    "The first of some names, and how many more there are"
-    return ', '.join(names[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
-
-def _classes_off(R, k, r, most=3):
+def _classes_off(R, k, r, when='', most=3):
     "The predicted classes whose gap is significant, in words"
     t = predicted_gaps(R, k, r)
     if (t.star==' †').all(): return f' No predicted class has 10 {R.unit} to be judged by.'
     off = t[t.star==' *']
-    if off.empty: return ' No predicted class is off beyond chance.'
+    if off.empty: return f' No predicted class is off beyond chance{when}.'
     gaps = (100*off.gap).map(lambda v: number_text(v, 'points', True))
     named = some_names([f'{name} ({v} points)' for name,v in gaps.items()], most)
-    return f' Predicted classes that are off beyond chance: {named}.'
+    return f' Predicted classes that are off beyond chance{when}: {named}.'
 
 def _of_the_sure(R, s, level=.9):
     "How often predictions with a high confidence are right"
@@ -172,6 +161,13 @@ def _of_the_sure(R, s, level=.9):
     return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {mean}, '
             f'{percent_text(share)} ({percent_text(low)} to {percent_text(high)}) are right.')
 
+def _gap_text(r):
+    "Over- or under-confident, and by how much"
+    if r.low<=0<=r.high: return f"no significant difference ({interval_text(r, 'points', True)} points)"
+    low,high = sorted(map(abs, (r.low,r.high)))
+    size = interval_text(pd.Series(dict(value=abs(r.value), low=low, high=high)), 'points')
+    return f"{'over' if r.value>0 else 'under'}-confident by {size} points"
+
 def _scaled_gap(R, k):
     "What one temperature would leave of the gap, where there are validation images"
     if not scaled_of(R, k): return ''
@@ -179,8 +175,8 @@ def _scaled_gap(R, k):
     valid_preds,valid_targs = valid_preds_of(R, k)
     right = (valid_preds.argmax(1)==valid_targs).all()
     fitted = f'assumed: no mistake among the {n:,}' if right else f'fitted to {n:,}'
-    return (f' With one temperature ({T:.2f}, {fitted} validation images) confidence minus '
-            f"accuracy is {interval_text(gap_interval(r), 'points', True)} points.{_classes_off(R, k, r)}")
+    return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}.'
+            f"{_classes_off(R, k, r, ' even with it')}")
 
 def _once_scaled(R, k):
     said = []
@@ -190,13 +186,8 @@ def _once_scaled(R, k):
 def _verdict(R, name, o):
     "Is the confidence right on average, where it is high, and after scaling?"
     conf,acc = percent_text(mean_confidence(o.stats)),percent_text(top_k_acc(o.stats))
-    r = gap_interval(o.resamples(**R.resampling))
-    if r.low<=0<=r.high: verdict = f"no significant difference ({interval_text(r, 'points', True)} points)"
-    else:
-        low,high = sorted(map(abs, (r.low,r.high)))
-        size = interval_text(pd.Series(dict(value=abs(r.value), low=low, high=high)), 'points')
-        verdict = f"{'over' if r.value>0 else 'under'}-confident by {size} points"
-    mean = f'{name}: mean confidence {conf}, accuracy {acc}: {verdict}.'
+    gap = gap_interval(o.resamples(**R.resampling))
+    mean = f'{name}: mean confidence {conf}, accuracy {acc}: {_gap_text(gap)}.'
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
     rest = _once_scaled(R, name) or _classes_off(R, name, o.resamples(**R.resampling))
@@ -207,16 +198,23 @@ def independence(
 )->str: # Empty where there are patients
     "That images are taken as independent, if they are"
     if R.patients is not None: return ''
-    return ' Images are taken as independent; where a patient has several, the intervals are too narrow.'
+    return (' No patients were given. Images are taken as independent; where a patient has several, the intervals are '
+            'too narrow.')
 
 def _beside(runs, best):
-    "Names of the networks than which `best` has a lower NLL beyond chance, corrected for their number, and the others"
+    "By how much the NLL of `best` is lower than others': where beyond chance, corrected for all, and where not"
     level,worse,level_with = 1-.05/(len(runs)-1),[],[]
     for k,r in runs.items():
         if k==best: continue
-        low = paired_bootstrap({'NLL': nll()}, r, runs[best], level=level).low.iloc[0]
-        (worse if low>0 else level_with).append(k)
+        d = paired_bootstrap({'NLL': nll()}, r, runs[best], level=level).iloc[0]
+        (worse if d.low>0 else level_with).append(f'{k} (by {interval_text(d)})')
     return worse,level_with
+
+def _as_trained(R):
+    "Which network is best and which worst without a temperature"
+    loss = pd.Series({k: nll(o.stats) for k,o in R.runs.items()})
+    return (f' Without it {loss.idxmin()} has the lowest NLL ({loss.min():.3f}) and {loss.idxmax()} the highest '
+            f'({loss.max():.3f}).')
 
 def _best_of(R):
     "Whose probabilities are the best, with one temperature each if all have one"
@@ -225,10 +223,11 @@ def _best_of(R):
     else: how,runs = '',{k: o.resamples(**R.resampling) for k,o in R.runs.items()}
     loss = {k: nll(r.stats) for k,r in runs.items()}
     best = min(loss, key=loss.get)
-    worse,level_with = (', '.join(o) for o in _beside(runs, best))
-    said = f'Whose probabilities are the best? By the NLL, {how}{best}: {loss[best]:.3f}.'
+    worse,level_with = (' and '.join(o) for o in _beside(runs, best))
+    said = f'Whose probabilities are the best? By the NLL, which should be small, {how}{best}: {loss[best]:.3f}.'
     if worse: said += f' Better beyond chance than {worse}.'
     if level_with: said += f' Not clearly better than {level_with}.'
+    if how: said += _as_trained(R)
     return [paragraph(f'{said} This is about these images; another training of the same networks may come out '
                       'otherwise, and who errs least stands under Measures.')]
 
@@ -243,8 +242,8 @@ def _few_mistakes(R, least=10):
 
 @page_section('Summary')
 def _summary(R):
-    n,K = R.first.preds.shape
-    what = f"{len(R.runs)} network{'s' if len(R.runs)>1 else ''} judged on {n:,} images of {K:,} classes."
+    K = len(R.vocab)
+    what = f"{len(R.runs)} network{'s' if len(R.runs)>1 else ''} judged on {R.judged}, {K:,} classes."
     verdicts = []
     notes = attempt_each(R, 'confidence minus accuracy', lambda k, o: verdicts.append(_verdict(R, k, o)), R.runs)
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
@@ -348,10 +347,11 @@ def _differences(R):
     text = pd.DataFrame(columns)
     return [paragraph(f'Each network minus {name}, judged on the same images, so that what is hard for '
                       'both cancels out. Below 0 is better for errors, NLL, Brier, calibration errors and AURC, '
-                      'above 0 for accuracy, AUROC and F1. * marks an interval that does not hold 0, not corrected '
-                      'for the number of comparisons; it does not say that the difference matters, nor that '
-                      'another training, from another seed, would show it. 0 (0 to 0) says that both were right '
-                      'about the same images.'), *notes,
+                      'above 0 for accuracy, AUROC and F1; mean confidence, confidence minus accuracy, over- and '
+                      'under-confidence have no better side by themselves. * marks an interval that does not hold '
+                      '0, not corrected for the number of comparisons; it does not say that the difference matters, '
+                      'nor that another training, from another seed, would show it. 0 (0 to 0) of errors says that both '
+                      'were right about the same images, and of AUROCs that both rank them alike.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals', 'measure')]
 
 # %% ../../nbs/67_calibration.sections.ipynb #aa6cc9ac

@@ -90,7 +90,7 @@ def _inside(out, root):
 def _name_some(names, n=10):
     # a class's name may be no UTF-8, and the terminal takes nothing else
     names = [o.encode(errors='replace').decode() for o in names]
-    return ', '.join(names[:n])+(' ...' if len(names)>n else '')
+    return some_names(names, n)
 
 _no_patients = """{} has no folders train, valid and test, so images are drawn one by one. \
 Where several show one patient, give --patient-from, or lists that keep them together"""
