@@ -349,9 +349,9 @@ def _differences(R):
                       'out. Below 0 is better for errors, NLL, Brier, calibration errors and AURC, above 0 for '
                       'accuracy, AUROC and F1; mean confidence, confidence minus accuracy, over- and under-confidence '
                       'have no better side by themselves. * marks an interval that does not hold 0, not corrected for '
-                      'the number of comparisons; it does not say that the difference matters, nor that another training, from '
-                      'another seed, would show it. 0 (0 to 0) of errors says that both were right about the same '
-                      'images, and of AUROCs that both rank them alike.'), *notes,
+                      'the number of comparisons; it does not say that the difference matters, nor that another '
+                      'training, from another seed, would show it. 0 (0 to 0) of errors says that both were right '
+                      'about the same images, and of AUROCs that both rank them alike.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals', 'measure')]
 
 # %% ../../nbs/67_calibration.sections.ipynb #aa6cc9ac
