@@ -157,3 +157,14 @@ def test_false_alarms_are_among_the_confident_mistakes():
     assert interp.top_overconfident(20).predicted.value_counts().to_dict()=={'no nodule': 17, 'mass': 3}
     one = CalibrationInterpretation.from_preds(p, torch.zeros(40, 2), ['mass','nodule'])
     assert one.top_overconfident(4).predicted.tolist()==['mass']*3
+
+def test_single_findings_stand_in_the_summary():
+    from ols_fastai.calibration.finding_sections import _found, _uncorrected
+    columns = {'O/E': [1.2,.6,1.], 'O/E_low': [1.06,.4,.8], 'O/E_high': [1.4,.9,1.2], 'sensitivity': [.03,.5,np.nan]}
+    t = pd.DataFrame(columns, index=['Pneumothorax','Fibrosis','Mass'])
+    said = _uncorrected(t)
+    assert 'By itself each of these would be: Pneumothorax (1.20' in said
+    assert 'Fibrosis (0.60' in said and 'Mass' not in said
+    assert 'By itself' not in _uncorrected(t.loc[['Mass']])
+    assert 'it finds 50.0 % of Fibrosis and less than 5 % of Pneumothorax:' in _found(t)
+    assert 'it finds 50.0 % of Fibrosis:' in _found(t.loc[['Fibrosis','Mass']]) and _found(t.loc[['Mass']])==''

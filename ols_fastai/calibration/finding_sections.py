@@ -63,7 +63,8 @@ def _found(t):
     if s.empty: return ''
     lost = list(s.index[s<.05])
     of_least = f'less than 5 % of {some_names(lost, 6)}' if lost else f'{percent_text(s.iloc[0])} of {s.index[0]}'
-    return (f'From a probability of one half on it finds {percent_text(s.iloc[-1])} of {s.index[-1]} and {of_least}: '
+    more = f' and {of_least}' if len(s)>1 else ''
+    return (f'From a probability of one half on it finds {percent_text(s.iloc[-1])} of {s.index[-1]}{more}: '
             'choose a threshold for each finding before it says yes or no.')
 
 @page_section('Summary', findings=True)
