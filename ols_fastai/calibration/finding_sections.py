@@ -8,8 +8,8 @@ __all__ = []
 # %% ../../nbs/70_calibration.finding_sections.ipynb #5a04688e
 import numpy as np, pandas as pd
 from fastai.basics import *
-from ..core import some_names
 from scipy.special import logit
+from ..core import some_names
 from .metrics import TINY
 from .page import *
 from .temperature import *
