@@ -49,7 +49,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import no_random
+from fastai.torch_core import default_device, no_random
 from fastcore.foundation import L
 from common import runs, wrong_labels, wrong_neighbours, write_table
 from exported import NoValidation, exported
@@ -167,7 +167,8 @@ def batches(im, df, bs=512, **kwargs):
 def trained(run, im, train, valid, cb=None, *cbs, loss=None):
     "A learner after its training"
     s = settings[run.data]
-    dls = DataLoaders(batches(im, train, s['bs'], shuffle=True, drop_last=True), batches(im, valid))
+    both = batches(im, train, s['bs'], shuffle=True, drop_last=True),batches(im, valid)
+    dls = DataLoaders(*both, device=default_device())
     dls.vocab = list(im.classes)
     with no_random(run.init):
         net = small_cnn(len(dls.vocab), width, channels=1).to(memory_format=torch.channels_last)
@@ -178,7 +179,8 @@ def trained(run, im, train, valid, cb=None, *cbs, loss=None):
 
 def logits(net, im, df):
     net.eval()
-    with torch.no_grad(): return torch.cat([net(o) for o in im.pixels(df).split(512)]).float()
+    at = next(net.parameters()).device
+    with torch.no_grad(): return torch.cat([net(o.to(at)) for o in im.pixels(df).split(512)]).float().cpu()
 
 def predicted(learn, im, valid):
     "Logits of validation and test images"
@@ -244,7 +246,7 @@ def made(run, im):
     if METHODS[name].needs_baseline: given['baseline'] = kept_learner(run.other('hard'), im)
     return METHODS[name].make(**given)
 
-def weights(net): return {f'net.{k}': v.float() for k,v in net.state_dict().items()}
+def weights(net): return {f'net.{k}': v.float().cpu() for k,v in net.state_dict().items()}
 
 def kept_learner(run, im):
     "A learner with the weights of a run"
@@ -252,7 +254,8 @@ def kept_learner(run, im):
     kept,_ = load_tensors(run.fn)
     net = small_cnn(len(im.classes), width, channels=1)
     net.load_state_dict({k[4:]: v for k,v in kept.items() if k.startswith('net.')})
-    learn = Learner(DataLoaders(batches(im, train), batches(im, valid)), net, loss_func=CrossEntropyLossFlat())
+    dls = DataLoaders(batches(im, train), batches(im, valid), device=default_device())
+    learn = Learner(dls, net.to(default_device()), loss_func=CrossEntropyLossFlat())
     learn.dls.vocab = list(im.classes)
     return learn
 
@@ -263,7 +266,7 @@ def plain_run(run, im):
     online = TrainingPredictions()
     learn = trained(run, im, train, valid, cb, online, loss=loss)
     out = predicted(learn, im, valid)
-    if run.method=='OLS': out.update(S=cb.S.clone().float(), T_training=torch.tensor(online.temperature()))
+    if run.method=='OLS': out.update(S=cb.S.cpu().clone().float(), T_training=torch.tensor(online.temperature()))
     if run.method in primary:
         out.update(weights(learn.model))
         calibrate(learn, dl=batches(im, valid))

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['remove_parts', 'atomic_write', 'write_csv', 'read_csv', 'save_tensors', 'load_tensors', 'load_metadata',
-           'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'some_names', 'size_text',
-           'quiet_learner', 'each_alone', 'predict_alone', 'FirstProcessFailed', 'first_process', 'end_processes']
+           'opencv_version', 'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'some_names',
+           'size_text', 'quiet_learner', 'each_alone', 'predict_alone', 'FirstProcessFailed', 'first_process',
+           'end_processes']
 
 # %% ../nbs/00_core.ipynb #cf922dad
-import errno, json, os, platform, re, shutil, socket, tempfile, time
+import cv2, errno, json, os, platform, re, shutil, socket, tempfile, time
 import pandas as pd
 import torch.distributed as dist
 from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from fastcore.all import *
 from filelock import FileLock, Timeout
 from safetensors import safe_open
@@ -159,9 +160,17 @@ def load_metadata(
     with _opened(fn) as (_,info): return info
 
 # %% ../nbs/00_core.ipynb #4a888c62
+def opencv_version()->str:
+    "Version of OpenCV, under whichever of its four names it was installed"
+    for o in ('opencv-python','opencv-python-headless','opencv-contrib-python','opencv-contrib-python-headless'):
+        try: return version(o)
+        except PackageNotFoundError: pass
+    return cv2.__version__
+
 def package_versions()->dict:
     "Versions and machine that figures were made with"
-    packages = {o: version(o) for o in ('ols_fastai','fastai','torch','timm','opencv-python')}
+    packages = {o: version(o) for o in ('ols_fastai','fastai','torch','timm')}
+    packages['opencv-python'] = opencv_version()
     return dict(python=platform.python_version(), machine=platform.machine(), cores=os.cpu_count(), **packages)
 
 def with_versions(

@@ -22,12 +22,12 @@ def toy_model(K=K, seed=0):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(2,16), nn.ReLU(), nn.Linear(16,K))
 
-def toy_learner(K=K, n=240, bs=40, shuffle=True, seed=0, data=None, model=None, valid=None, **kwargs):
+def toy_learner(K=K, n=240, bs=40, shuffle=True, seed=0, data=None, model=None, valid=None, device='cpu', **kwargs):
     "A learner on `toy_data`, quiet, whose batches are settled by `seed`"
     random.seed(seed)
     train = TensorDataset(*(data or toy_data(n, K)))
     valid = TensorDataset(*(valid or toy_data(60, K, seed=1)))
-    dls = DataLoaders(DataLoader(train, bs=bs, shuffle=shuffle, drop_last=shuffle, num_workers=0), DataLoader(valid, bs=bs, num_workers=0), device='cpu')
+    dls = DataLoaders(DataLoader(train, bs=bs, shuffle=shuffle, drop_last=shuffle, num_workers=0), DataLoader(valid, bs=bs, num_workers=0), device=device)
     learn = Learner(dls, model or toy_model(K), **{**dict(loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.1), **kwargs})
     learn.logger,learn.create_mbar = noop,False
     learn.remove_cb(ProgressCallback)

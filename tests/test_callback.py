@@ -879,3 +879,29 @@ def test_targets_that_are_no_classes_are_refused():
                                          (dict(min_count=0),'min_count'), (dict(eps=2),'eps'), (dict(warmup=-1),'warmup'), (dict(update_every=0),'update_every'), (dict(top_k=0),'top_k')])
 def test_wrong_arguments_are_refused_at_once(kwargs, says):
     with pytest.raises(ValueError, match=says): OLSCallback(**kwargs)
+
+# ---- a GPU, where nothing may wait for a label; tests/test_gpu.py has the rest
+
+@pytest.fixture
+def looks_later(monkeypatch): monkeypatch.setattr(SoftTargetCallback, '_checks_later', lambda self, targs: True)
+
+@pytest.mark.parametrize('label', [-1, 3, 7])
+def test_where_labels_are_looked_at_later_they_are_named_all_the_same(label, looks_later):
+    y = targs5.clone(); y[3] = label
+    with pytest.raises(IndexError, match=rf'labels \[{label}\] are outside 0..2'): fixed_learner(logits5, y).fit(1, cbs=OLSCallback())
+
+def test_a_wrong_label_of_one_epoch_is_named_in_it(looks_later):
+    cb = OLSCallback()
+    y = targs5.clone(); y[4] = 3
+    with pytest.raises(IndexError, match='labels'): fixed_learner(logits5, y, bs=2).fit(3, cbs=cb)
+    assert cb.n_trained==0 and cb.S[0].eq(1/3).all()
+
+@pytest.mark.parametrize('cbs', [[], [MixUp(.4)]], ids=['plain','mixup'])
+def test_looking_later_changes_no_training(cbs, monkeypatch):
+    def run():
+        learn,cb = toy_learner(),OLSCallback()
+        with no_random(0): learn.fit(2, cbs=[cb,*cbs])
+        return weights(learn),cb.S
+    first = run()
+    monkeypatch.setattr(SoftTargetCallback, '_checks_later', lambda self, targs: True)
+    for a,b in zip(first, run()): assert torch.equal(a, b)

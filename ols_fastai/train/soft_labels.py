@@ -92,6 +92,10 @@ class TargetMatrix(nn.Module):
         return rows.scatter_(1, self.top_idx.index_select(0, targs), self.top_p.index_select(0, targs))
 
 # %% ../../nbs/30_train.soft_labels.ipynb #a4910a8a
+def _outside(labels, K):
+    return IndexError(f"labels {labels} are outside 0..{K-1}: the network has {K} outputs; "
+                      "check the data's vocab, or set the loss's ignore_index")
+
 @patch
 def rows(self:TargetMatrix,
     targs:Tensor # (N,) true classes, integers in 0..K-1
@@ -101,8 +105,7 @@ def rows(self:TargetMatrix,
     except (IndexError, RuntimeError) as e:
         bad = sorted({o for o in targs.tolist() if not 0<=o<self.n_classes})
         if not bad: raise
-        raise IndexError(f"labels {bad} are outside 0..{self.n_classes-1}: the network has {self.n_classes} outputs; "
-                         "check the data's vocab, or set the loss's ignore_index") from e
+        raise _outside(bad, self.n_classes) from e
 
 # %% ../../nbs/30_train.soft_labels.ipynb #d7fca264
 @patch

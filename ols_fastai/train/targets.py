@@ -15,6 +15,7 @@ from fastai.callback.training import GradientAccumulation
 from torch.utils.data import WeightedRandomSampler
 from ..data.loaders import BalancedDL
 from .soft_labels import *
+from .soft_labels import _outside
 from .losses import *
 
 # %% ../../nbs/32_train.targets.ipynb #b6e5df41
@@ -48,7 +49,7 @@ class SoftTargetCallback(Callback):
         self.own_loss,self.mixer,self.learning,self.warned = None,None,False,set()
         # what changes in every batch: fastai looks through learner and model whenever a callback's own attribute is set
         # depth: get_preds or validate inside a fit fire these events too, and only the outermost counts
-        self.now = SimpleNamespace(looked_up=None, batch=None, n_batches=0, dl=None, trained=False,
+        self.now = SimpleNamespace(looked_up=None, batch=None, n_batches=0, dl=None, trained=False, labels=None,
                                    depth=dict(fit=0, epoch=0, validate=0), valid_is_due=False, watching=False)
 
     def make_rows(self,
@@ -206,6 +207,7 @@ def after_pred(self:SoftTargetCallback):
     self._meet(pred.shape[getattr(loss_func, 'axis', 1)], loss_func)
     if self.labels is not None and self.labels.device!=pred.device: self.labels.to(pred.device)
     targs,w,n = self.own_loss.look_up(_flat(targs))
+    if self._checks_later(targs): targs = self._within_range(targs)
     self.now.looked_up = targs,self.batch_rows(targs),w,n
 
 @patch
@@ -249,6 +251,52 @@ def _as_matrix(rows, K):
         raise ValueError(f"the rows are {tuple(m.S.shape)} but the network has {K} outputs: "
                          "`make_rows` must give a matrix (K,K)")
     return m
+
+# %% ../../nbs/32_train.targets.ipynb #2bd37baf
+class _LabelRange:
+    "How far labels were out of 0..K-1, looked at without waiting for the GPU"
+    def __init__(self, K, device):
+        self.K,self.off = K,torch.zeros(2, dtype=torch.long, device=device)  # below 0, and above K-1
+        self.arrived = torch.zeros(2, dtype=torch.long, pin_memory=self.off.is_cuda)
+
+    def add(self, targs, within):
+        low,high = (targs-within).aminmax()
+        self.off = torch.maximum(self.off, torch.stack([-low,high]))
+        self.arrived.copy_(self.off, non_blocking=True)
+
+    def look(self):
+        "At what has arrived, which may be of an earlier batch"
+        below,above = self.arrived.tolist()
+        bad = [-below]*(below>0) + [self.K-1+above]*(above>0)
+        if bad: raise _outside(bad, self.K)
+
+    def check(self):
+        self.arrived.copy_(self.off)
+        self.look()
+
+# %% ../../nbs/32_train.targets.ipynb #9acf8ba7
+@patch
+def _checks_later(self:SoftTargetCallback, targs): return targs.device.type!='cpu'
+
+@patch
+def _within_range(self:SoftTargetCallback, targs):
+    "Labels that can be looked up, here and by the learner's own loss"
+    seen = self.now.labels
+    if seen is None or seen.K!=self.K or seen.off.device!=targs.device:
+        seen = self.now.labels = _LabelRange(self.K, targs.device)
+    seen.look()
+    within = targs.clamp(0, self.K-1)
+    seen.add(targs, within)
+    y = self.learn.yb[0]
+    self.learn.yb = (y.masked_fill((targs!=within).view(y.shape), 0), *self.learn.yb[1:])
+    if self.mixer is not None:
+        y = self.mixer.yb1[0]
+        self.mixer.yb1 = (y.masked_fill(((y<0)|(y>=self.K)) & (y!=self.own_loss.ignore_index), 0), *self.mixer.yb1[1:])
+    return within
+
+@patch
+def after_train(self:SoftTargetCallback):
+    if self.now.labels is not None: self.now.labels.check()
 
 # %% ../../nbs/32_train.targets.ipynb #639a2ab0
 @patch
