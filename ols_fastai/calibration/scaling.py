@@ -232,7 +232,7 @@ def _some_batch(learn):
 
 def _both(model, net, xb):
     "Outputs of both for a batch, in evaluation mode"
-    xb = xb if isinstance(xb, (tuple,list)) else (xb,)
+    xb = to_device(xb if isinstance(xb, (tuple,list)) else (xb,), next(net.parameters()).device)
     was_training = model.training
     model.eval()
     with torch.no_grad(): out = model(*xb),net(*xb)
