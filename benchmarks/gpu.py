@@ -59,8 +59,9 @@ def in_turns(fs, n):
 def rows(what, times, base, **about):
     for k,o in times.items():
         ratios = [a/b for a,b in zip(o, times[base])]
-        yield dict(what=what, **about, way=k, value=round(statistics.median(o), 4), unit='ms',
-                   ratio=round(statistics.median(ratios), 4), lowest=round(min(ratios), 4), highest=round(max(ratios), 4))
+        spread = dict(ratio=statistics.median(ratios), lowest=min(ratios), highest=max(ratios))
+        value = round(statistics.median(o), 4)
+        yield dict(what=what, **about, way=k, value=value, unit='ms', **{k: round(v, 4) for k,v in spread.items()})
 
 # ---- steps
 
@@ -151,7 +152,8 @@ def loader_rows(workers=(0,4,8,16) if cuda else (0,2)):
         for ext,side in itertools.product(('png','jpg'), (224,512)):
             fns = make_files(Path(tmp)/f'{ext}{side}', side, ext, True)*(8 if cuda else 1)
             root = fns[0].parent.parent
-            df = pd.DataFrame([(o.relative_to(root).as_posix(),o.parent.name,'train') for o in fns], columns=['filename','label','split'])
+            names,labels = zip(*((o.relative_to(root).as_posix(),o.parent.name) for o in fns))
+            df = pd.DataFrame(dict(filename=names, label=labels, split='train'))
             df = pd.concat([df, df[:2].assign(split='valid')])
             for w,cache in itertools.product(workers, (None,root/'cache')):
                 dls = image_dls(df, root=root, size=size, flip=True, bs=64, num_workers=w, device=device, cache=cache,
@@ -160,8 +162,9 @@ def loader_rows(workers=(0,4,8,16) if cuda else (0,2)):
                     for x,_ in dls.train: assert x.device.type==device.type
                 epoch()
                 took = [milliseconds(epoch) for _ in range(3)]
-                yield dict(what='loader', batch=64, with_=f'{ext}, {side} px', way=f"{w} threads{', cache' if cache else ''}",
-                           value=round(1000*len(dls.train)*64/statistics.median(took), 1), unit='images a second')
+                speed,way = 1000*len(dls.train)*64/statistics.median(took),f"{w} threads{', cache' if cache else ''}"
+                yield dict(what='loader', batch=64, with_=f'{ext}, {side} px', way=way, value=round(speed, 1),
+                           unit='images a second')
 
 def measure():
     out = []
@@ -196,6 +199,7 @@ def table(mednist):
     df = pd.concat([pd.read_csv(o, dtype=dict(calibrated=str)) for o in found if o.exists()])
     write_table(df.assign(card=card()), 'gpu_lengths.csv', Path(os.environ.get('OUT', here)))
     shown = df[(df.images=='test')&df.method.isin(['hard','LS','OLS'])&df.calibrated.isin(['none','20'])]
-    print(shown.groupby(['epochs','calibrated','method'])[['NLL','gap','Top-1 error %','debiased CE','T']].mean().round(4), shown.groupby('epochs').size())
+    measures = ['NLL','gap','Top-1 error %','debiased CE','T']
+    print(shown.groupby(['epochs','calibrated','method'])[measures].mean().round(4).to_string())
 
 if __name__=='__main__': dict(measure=measure, lengths=lengths, table=table)[sys.argv[1]](*sys.argv[2:])

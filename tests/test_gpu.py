@@ -38,7 +38,8 @@ def pictures(n=240, seed=0):
 
 def picture_learner(**kwargs):
     with no_random(0): net = small_cnn(K, 16)
-    return toy_learner(**{**dict(data=pictures(), valid=pictures(60, 1), model=net, lr=.1, bs=24, device=device), **kwargs})
+    usual = dict(data=pictures(), valid=pictures(60, 1), model=net, lr=.1, bs=24, device=device)
+    return toy_learner(**{**usual, **kwargs})
 
 # ---- the same soft labels
 
@@ -167,9 +168,12 @@ def test_measures_and_scaling_of_tensors_on_the_gpu():
 @pytest.fixture
 def files(tmp_path):
     x,y = pictures(120)
-    for i,o in enumerate((40*x+100).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()): cv2.imwrite(str(tmp_path/f'{i}.png'), o)
-    split = [('valid','train','test')[i%3] for i in range(120)]
-    return tmp_path,pd.DataFrame(dict(filename=[f'{i}.png' for i in range(120)], label=[f'class {o}' for o in y.tolist()], split=split))
+    pixels = (40*x+100).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    df = pd.DataFrame(dict(label=[f'class {o}' for o in y.tolist()]))
+    df['filename'] = [f'{i}.png' for i in df.index]
+    df['split'] = [('valid','train','test')[i%3] for i in df.index]
+    for fn,o in zip(df.filename, pixels): cv2.imwrite(str(tmp_path/fn), o)
+    return tmp_path,df
 
 def file_dls(files, device):
     root,df = files

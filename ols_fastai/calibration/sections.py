@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'Report', 'page_section', 'attempt_each', 'valid_preds_of',
-           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'predicted_gaps', 'independence',
+           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'predicted_gaps', 'independence', 'best_network',
            'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
-import textwrap
 import numpy as np, pandas as pd
 from dataclasses import dataclass, field
 from fastai.basics import *
@@ -26,6 +25,7 @@ from .groups import *
 from .groups import _sorted_gaps
 from .plots import *
 from .one_class import *
+from .networks import *
 
 # %% ../../nbs/67_calibration.sections.ipynb #a4ad415f
 most_drawn = 6  # networks in one picture; more can't be told apart
@@ -216,13 +216,29 @@ def _as_trained(R):
     return (f' Without it {loss.idxmin()} has the lowest NLL ({loss.min():.3f}) and {loss.idxmax()} the highest '
             f'({loss.max():.3f}).')
 
+def _all_scaled(R):
+    "Each network with one temperature, if all have one"
+    found = []
+    attempt('', lambda: found.append({k: scaled_of(R, k) for k in R.runs}), [])  # After scaling says what failed
+    return {k: o[2] for k,o in found[0].items()} if found and all(found[0].values()) else {}
+
+def _harder(R):
+    "That a temperature of the validation images leaves all networks too sure, or not sure enough"
+    gaps = [gap_interval(r) for r in _all_scaled(R).values()]
+    for sure,here,off in (('over','harder',[o.low>0 for o in gaps]), ('under','easier',[o.high<0 for o in gaps])):
+        if gaps and all(off):
+            who = 'each network' if len(gaps)>1 else 'it'
+            return paragraph(f'With a temperature that fits the validation images {who} is {sure}-confident here: '
+                             f'these images are {here} than those, which may come of another place, time or choice of '
+                             'images. Scaling on images like these would be needed.', 'note')
+
 def _best_of(R):
     "Whose probabilities are the best, with one temperature each if all have one"
-    scaled = {k: scaled_of(R, k) for k in R.runs}
-    if all(scaled.values()): how,runs = 'each with one temperature, ',{k: o[2] for k,o in scaled.items()}
-    else: how,runs = '',{k: o.resamples(**R.resampling) for k,o in R.runs.items()}
+    scaled = _all_scaled(R)
+    how = 'each with one temperature, ' if scaled else ''
+    runs = scaled or {k: o.resamples(**R.resampling) for k,o in R.runs.items()}
     loss = {k: nll(r.stats) for k,r in runs.items()}
-    best = min(loss, key=loss.get)
+    best = best_network(R)
     worse,level_with = (' and '.join(o) for o in _beside(runs, best))
     said = f'Whose probabilities are the best? By the NLL, which should be small, {how}{best}: {loss[best]:.3f}.'
     if worse: said += f' Better beyond chance than {worse}.'
@@ -248,35 +264,26 @@ def _summary(R):
     notes = attempt_each(R, 'confidence minus accuracy', lambda k, o: verdicts.append(_verdict(R, k, o)), R.runs)
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
                       'should be right. This page shows how far a network is from that, '
-                      'and how much of it may be chance.'), bullets(verdicts), *notes, _few_mistakes(R),
+                      'and how much of it may be chance.'), bullets(verdicts), *notes,
+            *attempt('after a temperature', lambda: [_harder(R)], R.missing), _few_mistakes(R),
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
                       f'bootstrap resamples, seed {R.seed}.{independence(R)}')]
 
-# %% ../../nbs/67_calibration.sections.ipynb #f341d7ea
-_definitions = {
-    'Top-1, Top-5 error': 'share of images whose true class is not the top-1 prediction, or not among the five most '
-                          'probable',
-    'NLL': 'mean negative log-likelihood of the true class, in nats; punishes confident mistakes most',
-    'Brier': 'mean squared distance of the probabilities to the truth, from 0 to 2',
-    'debiased CE': 'root mean square gap between confidence and accuracy over bins, minus what noise adds (Kumar et '
-                   'al. 2019)',
-    'ECE': 'expected calibration error: mean gap between confidence and accuracy over bins of equal width (Guo et '
-           'al. 2017); adaptive: over bins of equal mass; smooth: without bins (Blasiok and Nakkiran 2023)',
-    'MCE, RMS-CE': 'largest gap of a bin with 10 images or more; root mean square gap of all bins',
-    'class-wise ECE': 'ECE of the probability of each class, averaged over classes',
-    'over-confidence, under-confidence': 'mean confidence of the wrong predictions; 1 minus that of the right ones. '
-                                         'Neither is 0 for a calibrated network',
-    'Brier, calibration and refinement': 'what wrong probabilities cost, and how badly classes are told apart; the '
-                                         'rest of the score is within the bins. Noise adds to the first, more with '
-                                         'more classes',
-    'AURC, E-AURC': 'area under the risk-coverage curve; the same minus that of the best order',
-    'failure-detection AUROC': 'chance that a right prediction has a higher confidence than a wrong one; '
-                               'it says nothing of how well a class is recognised',
-    'macro AUROC, balanced accuracy, macro F1': 'means over the classes: of the AUROC of a class against the rest, '
-                                                'of the sensitivity, and of F1'}
+# %% ../../nbs/67_calibration.sections.ipynb #64412bed
+def best_network(
+    R:Report # What is judged
+)->str: # Its name
+    "The network with the lowest NLL, with one temperature each if all have one; of findings, the mean, as trained"
+    if R.multi_label:
+        def loss(k): return F.binary_cross_entropy(R.runs[k].preds.double(), R.runs[k].targs.double()).item()
+    else:
+        runs = _all_scaled(R)
+        def loss(k): return nll(runs[k].stats if runs else R.runs[k].stats)
+    return min(R.runs, key=loss)
 
+# %% ../../nbs/67_calibration.sections.ipynb #f341d7ea
 _lead = ('accuracy','Top-','mean confidence','confidence minus accuracy','debiased CE','NLL')
 
 def _lead_first(names):
@@ -294,6 +301,13 @@ def _measure_tables(R):
     tables = {}
     def add(k, o): tables[k] = _as_percent(calibration_table(o.resamples(**R.resampling), n_bins=R.n_bins))
     return tables,attempt_each(R, 'measures', add, R.runs)
+
+def _by_shares(R):
+    "What knowing nothing but the shares of the classes would give"
+    share = torch.bincount(R.first.targs).double()/len(R.first.targs)
+    return paragraph('For comparison: who gives every image the shares that the classes have here, whatever it shows, '
+                     f'has an NLL of {torch.special.entr(share).sum():.3f} and a Brier score of '
+                     f'{1-(share**2).sum():.3f}.')
 
 def _test_table(R):
     "z and p of `calibration_test`: one row per network"
@@ -317,12 +331,12 @@ def _measures(R):
                   'above 0, and their intervals are too high near 0. The debiased CE and confidence minus accuracy '
                   'suffer least. The class-wise ECE and the parts of the Brier score have no interval, for resampling '
                   'adds noise that they take for miscalibration.'),
-        *attempt('tests of calibration', lambda: _test_table(R), R.missing),
+        _by_shares(R), *attempt('tests of calibration', lambda: _test_table(R), R.missing),
         paragraph('The first test sees confidence that is too high (above 0) or too low on average. The second '
                   '(Spiegelhalter) sees confidence that is too far from one half (above 0) or too near, in either '
                   'direction. The third compares the Brier score with what the probabilities promise: above 0 they '
                   'are too extreme.'),
-        bullets(f'{k}: {v}' for k,v in _definitions.items())]
+        bullets(f'{k}: {v}' for k,v in MEASURES.items())]
 
 # %% ../../nbs/67_calibration.sections.ipynb #f0838bd4
 def difference_text(
@@ -353,47 +367,3 @@ def _differences(R):
                       'training, from another seed, would show it. 0 (0 to 0) of errors says that both were right '
                       'about the same images, and of AUROCs that both rank them alike.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals', 'measure')]
-
-# %% ../../nbs/67_calibration.sections.ipynb #aa6cc9ac
-def _pairs(runs): return {k: (o.stats,None) for k,o in runs.items()}
-
-def _not_drawn(R):
-    return '' if len(R.runs)<=most_drawn else f' The first {most_drawn} of {len(R.runs)} networks are drawn.'
-
-def _one_diagram(R, k, o):
-    run,title = {'network': (o.stats,None)},textwrap.fill(k, 44)
-    return figure(lambda: plot_reliability(run, R.n_bins, title, band=True, groups=R.patients),
-        f'Reliability diagram of {k} with bars for chance: ECE {ece(o.stats, n_bins=R.n_bins):.3f} in {R.n_bins} bins',
-        f'{k}: bars show where 95 % of calibrated networks would lie in each bin, by {R.unit}; of twenty bins of such '
-        'a network one leaves its bar.')
-
-def _curve(R, k, o):
-    return figure(lambda: plot_corp(o.stats, None, textwrap.fill(k, 44), R.patients),
-        f'Calibration curve without bins (CORP) of {k}, with the region of calibrated networks',
-        f'{k}, without bins (CORP): grey is where the curves of 95 % of calibrated networks lie at each confidence '
-        f'(not all along the curve), by {R.unit}.')
-
-def _all_diagrams(R):
-    said = '; '.join(f'{k} has an ECE of {ece(o.stats, n_bins=R.n_bins):.3f}' for k,o in R.drawn.items())
-    return figure(lambda: plot_reliability(_pairs(R.drawn), R.n_bins),
-        f'Reliability diagram of {len(R.drawn)} networks on one axis: {said}',
-        'All on one axis. Below the dashed line a network is over-confident; the lower panel counts '
-        'the predictions, on a logarithmic scale.'+_not_drawn(R))
-
-@page_section('Reliability')
-def _reliability(R):
-    several = len(R.runs)>1
-    together = attempt('one diagram of all networks', lambda: _all_diagrams(R), R.missing) if several else []
-    parts = attempt_each(R, 'calibration curve', partial(_curve, R))
-    parts += attempt_each(R, 'reliability diagram', partial(_one_diagram, R))
-    figures = [b for b in parts if b['kind']=='figure']
-    notes = [b for b in parts if b['kind']!='figure']
-    return [*together, grid(figures), *notes]
-
-@page_section('Risk and coverage')
-def _risk(R):
-    said = '; '.join(f'{k} has an area of {aurc(o.stats):.3f}' for k,o in R.drawn.items())
-    return [figure(lambda: plot_risk_coverage(_pairs(R.drawn)),
-        f'Error among the most confident predictions over the share that is kept: {said}',
-        'Error that remains if only the most confident predictions are used and the others are left to a person. '
-        'Lower is better.'+_not_drawn(R))]
