@@ -123,8 +123,12 @@ def read_csv(
     fn:str|Path, # File that `write_csv` wrote
     **kwargs # Of `pd.read_csv`
 )->pd.DataFrame:
-    "Read a table that `write_csv` wrote"
-    return pd.read_csv(fn, encoding_errors='surrogateescape', **kwargs)
+    "Read a table that `write_csv` wrote; text is plain objects where a name is not UTF-8, which Arrow can't hold"
+    read = partial(pd.read_csv, fn, encoding_errors='surrogateescape', **kwargs)
+    try: return read()
+    except UnicodeEncodeError:
+        with pd.option_context('mode.string_storage', 'python'): df = read()
+        return df.astype({o: object for o in df.select_dtypes('str')})
 
 # %% ../nbs/00_core.ipynb #8f530e16
 def save_tensors(

@@ -111,7 +111,7 @@ with lock_folder({str(tmp_path)!r}):
 
 def test_tables_hold_names_that_are_no_utf8(tmp_path):
     name = os.fsdecode(b'caf\xe9.png')
-    write_csv(pd.DataFrame(dict(filename=[name])), tmp_path/'a.csv')
+    write_csv(pd.DataFrame(dict(filename=[name]), dtype=object), tmp_path/'a.csv')
     assert (tmp_path/'a.csv').read_bytes()==b'filename\ncaf\xe9.png\n' and read_csv(tmp_path/'a.csv').filename[0]==name
 
 def test_layers_that_share_weights_are_kept(tmp_path):

@@ -682,7 +682,7 @@ def test_names_that_are_no_utf8():
     "Folder and file names may hold any byte; Python keeps them as lone surrogates, which nothing can draw"
     odd = b'scan\xff'.decode('utf-8', 'surrogateescape')
     p,t = random_preds(60)
-    interp = CalibrationInterpretation.from_preds(p, t, [odd,*names[1:]], pd.DataFrame(dict(filename=[odd+'.png']*60, site=[odd,'b']*30)),
+    interp = CalibrationInterpretation.from_preds(p, t, [odd,*names[1:]], pd.DataFrame(dict(filename=[odd+'.png']*60, site=[odd,'b']*30), dtype=object),
                                                   images=[np.zeros((4,4))]*60)
     for fig in (interp.plot_reliability_by('site'), interp.plot_top_overconfident(3), interp.plot_soft_labels(random_S()), interp.plot_reliability(**{odd: interp}),
                 plot_comparison({odd: interp, 'b': interp}, compare_calibration({odd: interp, 'b': interp}, n=5))): fig.canvas.draw()

@@ -403,7 +403,7 @@ def test_damaged_images_and_odd_file_names(tmp_path):
     odd = b'scan\xff'.decode('utf-8', 'surrogateescape')
     r = run(n=60)
     (tmp_path/'cut.png').write_bytes(b'\x89PNG\r\n')
-    items = pd.DataFrame(dict(filename=[odd+'.png']*60, site=[odd,'b']*30))
+    items = pd.DataFrame(dict(filename=[odd+'.png']*60, site=[odd,'b']*30), dtype=object)
     r = dict(r, vocab=[odd,*r['vocab'][1:]], items=items, images=lambda i: Image.open(tmp_path/'cut.png'), settings={'list': odd})
     text = calibration_report({odd: r, 'b': dict(r)}, tmp_path/'a.html', n=5, by=['site'], data={'root': odd}, title=odd).read_text(encoding='utf-8')
     assert 'scan\\udcff.png' in text and 'id="confident-mistakes"' in text and 'Parts of this report are missing' not in text

@@ -71,7 +71,7 @@ def patient_codes(
     n:int # Number of images
 )->np.ndarray: # (N,) integers
     "Number the patients. One that is missing is a patient of its own, which a warning says"
-    values = pd.Series(np.asarray(values, dtype=object))
+    values = pd.Series(np.asarray(values, dtype=object), dtype=object)
     if len(values)!=n: raise ValueError(f"there are {len(values)} patients for {n} predictions: one per row is needed")
     return group_codes(patient_ids(values), n)
 
@@ -337,10 +337,10 @@ def group_names(
     n:int # Number of samples
 )->pd.Series: # (N,) texts
     "Groups as text; what has no group is one with a name, for a `groupby` would drop it"
-    by = pd.Series(np.asarray(by, dtype=object))
+    by = pd.Series(np.asarray(by, dtype=object), dtype=object)
     if len(by)!=n: raise ValueError(f"there are {len(by)} groups for {n} predictions: one per row is needed")
-    text = by.where(by.notna(), '').astype(str).str.strip()
-    return text.replace('', '(empty)').map(readable)
+    # one by one: pandas' own text may be Arrow's, which can't hold every file's or folder's name
+    return by.where(by.notna(), '').map(lambda o: readable(str(o).strip()) or '(empty)')
 
 # %% ../../nbs/62_calibration.interpretation.ipynb #b6710544
 def _same_partition(a, b):

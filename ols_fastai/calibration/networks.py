@@ -9,7 +9,7 @@ __all__ = ['MEASURES', 'compare_calibration', 'plot_comparison']
 import numpy as np, pandas as pd
 from fastai.basics import *
 from matplotlib.ticker import MaxNLocator
-from .page import short_text
+from .page import readable, short_text
 from .metrics import *
 from .resampling import *
 from .interpretation import *
@@ -28,6 +28,7 @@ def compare_calibration(
 )->pd.DataFrame: # One row per measure; for each network and each difference `value`, `low`, `high`
     """One table of several networks: `calibration_table` of each, and paired differences to the first (NaN for
     measures without an interval)"""
+    interps = {readable(k): o for k,o in interps.items()}
     if len(interps)<2: raise ValueError(f"at least 2 networks make a comparison, got {len(interps)}")
     (first_name,first),*others = interps.items()
     for k,o in others: check_same_samples(o.stats.targs, first.stats.targs, (k,first_name))
@@ -125,6 +126,7 @@ def plot_comparison(
 )->plt.Figure:
     """One page: reliability, risk and coverage, the confidence of mistakes, and the paired differences of the measures
     that should be small"""
+    interps = {readable(k): o for k,o in interps.items()}
     if table is None: table = compare_calibration(interps, n_bins)
     runs,first_name = {k: o.stats for k,o in interps.items()},first(interps)
     fig = plt.figure(figsize=(11,9.4), layout='constrained')

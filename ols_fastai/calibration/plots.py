@@ -10,6 +10,7 @@ import numpy as np, pandas as pd
 from fastai.basics import *
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
+from ..data.tables import text_series
 from .page import readable, short_text
 from .pictures import *
 from .features import *
@@ -329,7 +330,7 @@ def top_overconfident(self:CalibrationInterpretation,
     find = _wrong_findings if self.multi_label else top_overconfident
     table = find(self.preds, self.targs, n, self.vocab)
     if self.items is None or 'filename' not in self.items: return table
-    return table.assign(filename=self.items.filename.iloc[table.index].tolist())
+    return table.assign(filename=text_series(self.items.filename.iloc[table.index].tolist(), table.index))
 
 # %% ../../nbs/64_calibration.plots.ipynb #ad5cfc18
 @patch

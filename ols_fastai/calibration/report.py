@@ -145,7 +145,7 @@ def _images_known(R):
     valid = {k: f"{len(R.known[k]['valid_preds']):,}" for k in R.runs if 'valid_preds' in R.known[k]}
     if len(set(valid.values()))==1: out = {'validation images': first(valid.values())}
     else: out = {f'{k}: validation images': n for k,n in valid.items()}
-    out.update({str(k): f'{v:,}' if isinstance(v, int) else str(v) for k,v in R.data.items()})
+    out.update({readable(k): f'{v:,}' if isinstance(v, int) else readable(v) for k,v in R.data.items()})
     return out
 
 def _facts(R):
@@ -213,7 +213,7 @@ def _flatten(d, before=''):
 
 def _setting(v):
     if v is None: return '–'
-    return f'{v:.4g}' if isinstance(v, float) else str(v)
+    return f'{v:.4g}' if isinstance(v, float) else readable(v)
 
 def _settings_of(run):
     plain = {k: run[k] for k in ('seed','seconds') if k in run}

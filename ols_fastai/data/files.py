@@ -10,6 +10,7 @@ import os, unicodedata
 import pandas as pd
 from pathlib import Path
 from fastcore.all import L
+from ..core import read_csv
 from .tables import *
 from .splits import *
 from .lists import *
@@ -212,7 +213,7 @@ def find_root(
 def _read_excluded(table):
     "A table of names to leave out, or the CSV of one. Names that are not UTF-8 come back as they were"
     if not isinstance(table, pd.DataFrame):
-        table = pd.read_csv(table, dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
+        table = read_csv(table, dtype=str, keep_default_na=False)
     if 'filename' not in table:
         raise ValueError(f"what to leave out has the columns {list(table)} and no filename: "
                          "give a table of `check_images`, or one like it")
