@@ -1,9 +1,10 @@
 "Files survive kills and full disks; a folder belongs to one command at a time; what the first process decides, all do."
 import os, signal, subprocess, sys, time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-import pandas as pd, pytest, torch
+import cv2, pandas as pd, pytest, torch
 from ols_fastai import core
-from ols_fastai.core import FirstProcessFailed, atomic_write, first_process, load_tensors, lock_folder, read_csv, remove_parts, save_tensors, write_csv
+from ols_fastai.core import FirstProcessFailed, atomic_write, first_process, load_tensors, lock_folder, package_versions, read_csv, remove_parts, save_tensors, write_csv
 
 def python(code, *launcher, **env):
     return subprocess.run([sys.executable, *launcher, '-c', code] if not launcher else [sys.executable, *launcher, code], capture_output=True, text=True, timeout=200,
@@ -113,6 +114,15 @@ def test_tables_hold_names_that_are_no_utf8(tmp_path):
     name = os.fsdecode(b'caf\xe9.png')
     write_csv(pd.DataFrame(dict(filename=[name]), dtype=object), tmp_path/'a.csv')
     assert (tmp_path/'a.csv').read_bytes()==b'filename\ncaf\xe9.png\n' and read_csv(tmp_path/'a.csv').filename[0]==name
+
+@pytest.mark.parametrize('there', ['opencv-python','opencv-python-headless','opencv-contrib-python-headless',None])
+def test_opencv_may_have_other_names(there, monkeypatch):
+    def version(name):
+        if name in ('ols_fastai','fastai','torch','timm'): return '1'
+        if name!=there: raise PackageNotFoundError(name)
+        return '4.0'
+    monkeypatch.setattr('ols_fastai.core.version', version)
+    assert package_versions()['opencv-python']==('4.0' if there else cv2.__version__)
 
 def test_layers_that_share_weights_are_kept(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(2,2), torch.nn.Linear(2,2))

@@ -168,3 +168,20 @@ def test_single_findings_stand_in_the_summary():
     assert 'By itself' not in _uncorrected(t.loc[['Mass']])
     assert 'it finds 50.0 % of Fibrosis and less than 5 % of Pneumothorax:' in _found(t)
     assert 'it finds 50.0 % of Fibrosis:' in _found(t.loc[['Fibrosis','Mass']]) and _found(t.loc[['Mass']])==''
+
+def test_the_threshold_that_finds_most_is_chosen_on_validation_images(tmp_path):
+    "The highest that finds 9 of 10; here it finds what it finds here"
+    y = torch.zeros(40, 1).long()
+    y[:10] = 1
+    valid = torch.cat([torch.linspace(.95, .05, 10), torch.full((30,), .1)])[:,None]  # the ninth has .15
+    here = torch.cat([torch.full((5,), .9), torch.full((5,), .1), torch.full((10,), .2), torch.full((20,), .1)])[:,None]
+    r = dict(preds=here, targs=y, vocab=['nodule'])
+    def row(**kwargs):
+        text = calibration_report({'net': dict(r, **kwargs)}, tmp_path/'a.html', n=5).read_text()
+        t = text[text.index('the highest threshold that finds 90\N{NO-BREAK SPACE}%' if '90\N{NO-BREAK SPACE}%' in text else 'the highest threshold that finds 90 %'):]
+        return t[:t.index('</figcaption>')],re.findall('<td[^>]*>(.*?)</td>', t)[:5]
+    said,found = row(valid_preds=valid, valid_targs=y)
+    assert 'chosen on the validation images' in said
+    assert [o.split(' (')[0] for o in found]==['0.150','50.0 %','66.7 %','33.3 %','37.5 %']
+    said,found = row()
+    assert 'chosen on these images' in said and found[0]=='0.100' and found[1].startswith('100.0 %')

@@ -192,6 +192,38 @@ def test_the_summary_says_whose_probabilities_are_the_best(tmp_path):
     assert said in scaled and re.search(rf'Not clearly better than {other} \(by [^)]*\)\)\. Without it good has the lowest NLL', scaled), scaled[:2500]
     worst = nll(blind['preds'], blind['targs']); assert f'and blind the highest ({worst:.3f}).' in scaled or f"and sure the highest ({nll(sure['preds'], sure['targs']):.3f})." in scaled
 
+def test_the_best_network_is_shown_where_not_all_are(tmp_path):
+    "By the NLL, with a temperature where all have one; of 40 classes two networks have a table of classes"
+    g = torch.Generator().manual_seed(0)
+    z,noise = 2*torch.randn(800, 40, generator=g),torch.randn(800, 40, generator=g)
+    y = torch.multinomial(z.softmax(1), 1, generator=g)[:,0]
+    runs = {'worst': ((z+3*noise).softmax(1),y), 'second': ((z+noise).softmax(1),y), 'best': ((3*z).softmax(1),y)}
+    text = plain(calibration_report(runs, tmp_path/'a.html', n=5).read_text())
+    assert 'Of 3 networks second and worst are shown' in text  # as trained, `best` is too sure
+    half = {k: dict(preds=p[400:], targs=y[400:], valid_preds=p[:400], valid_targs=y[:400]) for k,(p,y) in runs.items()}
+    text = plain(calibration_report(half, tmp_path/'b.html', n=5).read_text())
+    assert 'Of 3 networks best and worst are shown' in text and 'best, LAC: the' in text
+
+@pytest.mark.parametrize('valid,says', [('easier','harder'), ('like','')])
+def test_images_that_are_harder_than_those_of_the_temperature(tmp_path, valid, says):
+    r = run(n=1500)
+    y = r['targs'].clone()
+    if valid=='easier': y = torch.where(torch.arange(1500)%10<7, r['preds'].argmax(1), y)
+    text = plain(calibration_report({'a': dict(r, valid_preds=r['preds'], valid_targs=y)}, tmp_path/'a.html', n=50).read_text())
+    assert ('it is over-confident here: these images are harder' in text)==bool(says)
+
+def test_what_the_shares_of_the_classes_alone_would_give(tmp_path):
+    y = torch.tensor([0]*30+[1]*10)
+    text = plain(calibration_report({'a': (torch.full((40,2), .5),y)}, tmp_path/'a.html', n=5).read_text())
+    assert f'has an NLL of {.75*np.log(4/3)+.25*np.log(4):.3f} and a Brier score of 0.375' in text
+
+def test_patients_of_each_class_are_counted(tmp_path):
+    y = torch.tensor([0,0,0,0,1,1,1,1])
+    items = pd.DataFrame(dict(patient=list('aabbcdef')))
+    p = torch.nn.functional.one_hot(y, 2)*.6+.2
+    text = calibration_report({'a': dict(preds=p, targs=y, items=items)}, tmp_path/'a.html', n=5).read_text()
+    assert cells(text, 'Images per class')[['images','patients']].to_numpy().tolist()==[['4','2'],['4','4']]
+
 def test_classes_are_judged_after_the_temperature_too(tmp_path):
     "A network that is right about all classes but one on average: of this it is far too sure once it is scaled"
     from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
