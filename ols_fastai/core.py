@@ -128,7 +128,7 @@ def read_csv(
     try: return read()
     except UnicodeEncodeError:
         with pd.option_context('mode.string_storage', 'python'): df = read()
-        return df.astype({o: object for o in df.select_dtypes('str')})
+        return df.astype(dict.fromkeys(df.select_dtypes('str'), object))
 
 # %% ../nbs/00_core.ipynb #8f530e16
 def save_tensors(
