@@ -51,6 +51,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import default_device, no_random
 from fastcore.foundation import L
+from filelock import FileLock
 from common import runs, wrong_labels, wrong_neighbours, write_table
 from exported import NoValidation, exported
 from ols_fastai.core import load_tensors, quiet_learner, save_tensors, write_csv
@@ -387,13 +388,17 @@ def chosen(data):
     mean = df[df.epochs==settings[data]['epochs']].groupby('spec').refinement.mean()
     return {k: mean[grid].idxmin() for k,grid in tuned.items()}
 
+def do_once(run, mednist):
+    "Another process may have the same run to do: OLS's, which others go on from"
+    run.fn.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.fn.with_suffix('.lock')):
+        if not run.fn.exists(): print(do(run, images(run.data, mednist)), flush=True)
+
 def run_all(mednist, i=0, n=1):
     warnings.filterwarnings('ignore')
     for run in all_runs()[int(i)::int(n)]:
-        needs = run.other('OLS')
-        waits = run.method in ('OLS, folds','two-stage OLS') and not needs.fn.exists()
-        if waits: do(needs, images(run.data, mednist))  # another process may have it to do
-        if not run.fn.exists(): print(do(run, images(run.data, mednist)), flush=True)
+        if run.method in ('OLS, folds','two-stage OLS'): do_once(run.other('OLS'), mednist)
+        do_once(run, mednist)
 
 # ---- what a run says
 

@@ -176,12 +176,30 @@ def test_the_threshold_that_finds_most_is_chosen_on_validation_images(tmp_path):
     valid = torch.cat([torch.linspace(.95, .05, 10), torch.full((30,), .1)])[:,None]  # the ninth has .15
     here = torch.cat([torch.full((5,), .9), torch.full((5,), .1), torch.full((10,), .2), torch.full((20,), .1)])[:,None]
     r = dict(preds=here, targs=y, vocab=['nodule'])
+    def text(): return (tmp_path/'a.html').read_text().replace('\N{NO-BREAK SPACE}', ' ')
     def row(**kwargs):
         text = calibration_report({'net': dict(r, **kwargs)}, tmp_path/'a.html', n=5).read_text()
         t = text[re.search(r'the highest threshold that finds 90\s%', text).start():]
-        return t[:t.index('</figcaption>')],re.findall('<td[^>]*>(.*?)</td>', t)[:5]
+        return t[:t.index('</figcaption>')],re.findall('<td[^>]*>(.*?)</td>', t)[:7]
     said,found = row(valid_preds=valid, valid_targs=y)
-    assert 'chosen on the validation images' in said
-    assert [o.split(' (')[0] for o in found]==['0.150','50.0 %','66.7 %','33.3 %','37.5 %']
+    assert 'chosen on so many of the validation images' in said
+    assert [o.split(' (')[0] for o in found]==['10','0.15','50.0 %','66.7 %','33.3 %','80.0 %','37.5 %']
+    assert 'With all of these thresholds 37.5 % of the images' in text()
+    assert '33.3 % of those that have none' in text()
     said,found = row()
-    assert 'chosen on these images' in said and found[0]=='0.100' and found[1].startswith('100.0 %')
+    assert 'of these images' in said and found[1]=='0.1' and found[2].startswith('100.0 %')
+    y[0] = 0
+    calibration_report({'net': r}, tmp_path/'a.html', n=5)
+    assert 'the highest threshold' not in text()  # nine are too few
+
+def test_the_summary_tells_a_wrong_average_from_a_wrong_slope(tmp_path):
+    "Twice as extreme and right on average is no finding that is more frequent than said"
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 2, generator=g)*1.5-torch.tensor([0.,1.])
+    y = (torch.rand(4000, 2, generator=g)<z.sigmoid()).long()
+    p = torch.stack([(2*z[:,0]).sigmoid(), (z[:,1]-1).sigmoid()], 1)
+    r = dict(preds=p, targs=y, vocab=['extreme','shifted'])
+    text = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+    assert '2 of 2 are off beyond chance' in text and 'furthest off: shifted' in text
+    assert '1 more frequent than their probabilities say, 0 less, 1 right on average' in text
+    assert 'probabilities are too extreme (slope below 1) in 1 of the 2 findings' in text

@@ -37,9 +37,11 @@ def _predicted_table(R, k, title, r, n=10):
     t = predicted_gaps(R, k, r)
     few = t['count']<10
     if few.all(): few[:] = False
-    shown = t[~few].head(n)
+    shown = t[~few].sort_values('star', key=lambda o: o!=' *', kind='stable').head(n)
+    starred = (t.star==' *').sum()
     rest = f'; {few.sum()} with fewer than 10 images left out: {some_names(t.index[few])}' if few.any() else ''
-    caption = f'{title}: the {len(shown)} predicted classes whose gap exceeds chance the most{rest}'
+    caption = (f'{title}: the {len(shown)} predicted classes of {len(t)} whose gap exceeds chance the most, {starred} '
+               f'with a star{rest}')
     return table(_group_rows(R, shown), caption, 'predicted class')
 
 def _predicted_tables(R, k, o):
@@ -53,7 +55,7 @@ def _group_table(R, by, k, o):
     return table(_group_rows(R, t.head(30)), f'{k}, by {by}', by)
 
 def _group_figure(R, by):
-    k = best_network(R)
+    k = best_networks(R)[0]
     o = R.runs[k]
     return figure(lambda: o.plot_reliability_by(by, groups=_groups_of(R)),
                   f'Reliability diagrams of {k} for each {by}', f'{k}: reliability by {by}.')
@@ -96,9 +98,10 @@ def _class_rows(R, k, o):
 
 @page_section('One class at a time')
 def _classes(R):
-    best = best_network(R)
-    shown = R.drawn if len(R.vocab)<=30 else {k: R.runs[k] for k in list(dict.fromkeys([best,*R.runs]))[:2]}
-    rest = '' if len(shown)==len(R.runs) else f' Of {len(R.runs)} networks {" and ".join(shown)} are shown.'
+    shown = R.drawn if len(R.vocab)<=30 else {k: R.runs[k] for k in best_networks(R)[:2]}
+    rest = f' Of {len(R.runs)} networks those with the lowest NLL are shown.' if len(shown)<len(R.runs) else ''
+    if not R.multi_label and len(set(np.bincount(R.first.targs)))==1:
+        rest += ' All classes are equally frequent here: with other shares PPV, AUPRC, O/E and the intercept differ.'
     return [paragraph(f'Positive are the images of the class; predicted positive those of which it is the most '
                       f'probable class. Intervals are of each class by itself: of twenty, one will miss.{rest}'),
             *attempt_each(R, 'class by class', partial(_class_rows, R), shown),

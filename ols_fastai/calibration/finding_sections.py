@@ -36,20 +36,32 @@ def _finding_tests(R, o):
 
 def _finding_verdict(R, name, o):
     auroc = findings_table(o.preds, o.targs, R.patients).loc['macro AUROC']
-    off = _finding_tests(R, o).p_holm.groupby('finding', sort=False).min()
-    off = [k for k,v in off.sort_values(kind='stable').items() if v<.05]
+    p = _finding_tests(R, o).p_holm.unstack().loc[o.vocab]
+    off = list(p.min(axis=1).sort_values(kind='stable').pipe(lambda v: v[v<.05]).index)
     t = class_table(o.preds, o.targs, o.vocab, groups=R.patients)
-    which = _direction(t.loc[off], len(t)) if off else f'none is shown to be off{_uncorrected(t)}'
-    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}. {_found(t)}'
+    on_average = p['mean probability'][off]<.05
+    which = _direction(t.loc[off], len(t), on_average) if off else f'none is shown to be off{_uncorrected(t)}'
+    return f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {which}. {_slopes(t)}{_found(t)}'
 
 def _ratio_text(row): return f"{row.name} ({short_interval(row, 'O/E')} times as frequent as they say)"
 
-def _direction(t, K):
-    "Findings that are off: how many are commoner than their probabilities say, and the worst"
-    ratio = t['O/E']
-    worst = t.loc[np.log(ratio).abs().idxmax()]
-    return (f'{len(t)} of {K} are off beyond chance: {some_names(list(t.index), 6)}; {int((ratio>1).sum())} more '
-            f'frequent than their probabilities say, {int((ratio<1).sum())} less; furthest off: {_ratio_text(worst)}')
+def _slopes(t):
+    "How many findings have probabilities that are too extreme, or not extreme enough"
+    known = t.dropna(subset=['slope_low','slope_high'])
+    extreme,mild = int((known.slope_high<1).sum()),int((known.slope_low>1).sum())
+    words = [f'too extreme (slope below 1) in {extreme}']*(extreme>0)+[f'too mild (slope above 1) in {mild}']*(mild>0)
+    if not words: return ''
+    return f"By single intervals, probabilities are {' and '.join(words)} of the {len(known)} findings with a slope. "
+
+def _direction(t, K, on_average):
+    "Findings that are off: how many are commoner than their probabilities say on average, and the worst"
+    said = f'{len(t)} of {K} are off beyond chance: {some_names(list(t.index), 6)}'
+    ratio = t['O/E'][on_average]
+    if ratio.empty: return f'{said}; none of them on average'
+    worst = _ratio_text(t.loc[np.log(ratio).abs().idxmax()])
+    rest = '' if on_average.all() else f', {int((~on_average).sum())} right on average'
+    return (f'{said}; {int((ratio>1).sum())} more frequent than their probabilities say, {int((ratio<1).sum())} less'
+            f'{rest}; furthest off: {worst}')
 
 def _uncorrected(t):
     "What a finding by itself would show, where all of them together show nothing"
@@ -122,28 +134,37 @@ def _share_text(hits, patients):
     share,low,high = map(percent_text, proportion_interval(hits, patients))
     return f'{share} ({low} to {high})'
 
-def _threshold_row(R, p, y, t):
-    "Shares of the images with a finding, without it, and from the threshold on"
+def _threshold_row(R, p, y, t, n):
+    "Shares of the images with a finding, without it, and on both sides of the threshold"
     def share(of, hits): return _share_text(hits[of], None if R.patients is None else R.patients[of])
     above = p>=t
-    return {'from probability': number_text(t), 'sensitivity': share(y==1, above), 'specificity': share(y==0, ~above),
-            'PPV': share(above, y==1), 'called positive': percent_text(above.mean())}
+    return {'chosen on': f'{n:,}', 'from probability': f'{t:.3g}', 'sensitivity': share(y==1, above),
+            'specificity': share(y==0, ~above), 'PPV': share(above, y==1), 'NPV': share(~above, y==0),
+            'called positive': percent_text(above.mean())}
 
-def _thresholds(R, wanted=.9):
-    "Of the best network: what each finding costs where most of it is to be found"
-    k = best_network(R)
-    o,valid = R.runs[k],valid_preds_of(R, k)
-    judged = o.preds,o.targs
-    here,there = ((p.double().numpy(),y.numpy()) for p,y in (judged, valid or judged))
-    rows = {}
-    for i,name in enumerate(o.vocab):
-        t = _threshold(there[0][:,i], there[1][:,i], wanted)
-        if np.isfinite(t): rows[name] = _threshold_row(R, here[0][:,i], here[1][:,i], t)
+def _alarms(p, y, t):
+    "How many images all thresholds together leave alone"
+    flagged,none = (p>=t).any(1),y.sum(1)==0
+    of_none = percent_text(flagged[none].mean()) if none.any() else '–'
+    return paragraph(f'With all of these thresholds {percent_text(flagged.mean())} of the images are called positive '
+                     f'for a finding or more, and {of_none} of those that have none.')
+
+def _thresholds(R, k, o, wanted=.9, least=10):
+    "What each finding costs where most of it is to be found; `least`: images with it that a threshold needs"
+    judged,valid = (o.preds,o.targs),valid_preds_of(R, k)
+    (p,y),there = ((p.double().numpy(),y.numpy()) for p,y in (judged, valid or judged))
+    n = there[1].sum(0)
+    t = np.array([_threshold(a, b, wanted) if b.sum()>=least else np.nan for a,b in zip(there[0].T, there[1].T)])
+    rows = {o.vocab[i]: _threshold_row(R, p[:,i], y[:,i], t[i], n[i]) for i in np.flatnonzero(n>=least)}
+    if not rows: return []
     where = 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
-    caption = (f'{k}: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on {where}, and '
-               'what it gives here')
-    df = pd.DataFrame.from_dict(rows, orient='index')
-    return [table(df, caption, 'finding', sortable=len(rows)>8)] if rows else []
+    few = [name for name,m in zip(o.vocab, n) if m<least]
+    rest = f'; {some_names(few, 6)}: fewer than {least} images to choose on' if few else ''
+    caption = (f'{k}: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on so many of '
+               f'{where}, and what it gives here{rest}')
+    known = ~np.isnan(t)
+    return [table(pd.DataFrame.from_dict(rows, orient='index'), caption, 'finding', sortable=len(rows)>8),
+            _alarms(p[:,known], y, t[known])]
 
 @page_section('One finding at a time', findings=True)
 def _each(R):
@@ -151,11 +172,12 @@ def _each(R):
                       'half or more. That is no clinical threshold: others follow, and decision curves below. '
                       'Intervals are of each finding by itself: of twenty, one will miss.'),
             *_classes(R)[1:],
-            *attempt('thresholds', lambda: _thresholds(R), R.missing),
+            *attempt_each(R, 'thresholds', partial(_thresholds, R), R.drawn),
             *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
             paragraph('z of the first test is above 0 where probabilities are too high on average; that of the second '
-                      '(Spiegelhalter) where they are too far from one half. Where nearly all are below one half the '
-                      'second is the first with its sign turned: whether they are too extreme, the slope says.')]
+                      '(Spiegelhalter) where they are too far from one half. For rare findings the second mixes how '
+                      'high probabilities are with how extreme: look at O/E for the one and at the slope for the '
+                      'other.')]
 
 def _furthest_off(R, o, n=4):
     "Findings of a network, those with the smallest p first; only those that some images have and some lack"
@@ -171,7 +193,7 @@ def _finding_figure(R, k, name):
 
 @page_section('Pictures of findings', findings=True)
 def _pictures(R):
-    k = best_network(R)
+    k = best_networks(R)[0]
     shown = _furthest_off(R, R.runs[k])
     figures = []
     for name in shown: figures += attempt(f'picture of {name}', partial(_finding_figure, R, k, name), R.missing)

@@ -261,6 +261,7 @@ def _answers(R, have):
     return [
         ('TRIPOD+AI 12e', 'all measures and plots, and why they were chosen',
          at('Measures', 'definitions below the table; why these were chosen is for the authors to state')),
+        ('TRIPOD+AI 8', 'how the true classes were found, and by whom', _ask),
         ('TRIPOD+AI 12f, 24', 'updating of the model such as recalibration, and what it gave',
          at('After scaling', scaled) if 'After scaling' in have else scaled or _ask),
         ('TRIPOD+AI 13', 'methods against class imbalance, and recalibration after them',
@@ -274,7 +275,7 @@ def _answers(R, have):
          at('Measures', f'intervals tell of the choice of these {R.unit}, not of another training or hospital')),
         ('TRIPOD+AI 23a', 'the same of key subgroups', at(groups, subgroups)),
         ('TRIPOD+AI 23b', 'heterogeneity across clusters such as hospitals',
-         at(groups, f'by {by}: each group by itself, no test of whether they differ') if by else _ask),
+         at(groups, f'by {by}, if that tells clusters apart; no test of whether they differ') if by else _ask),
         ('CLAIM 21', 'level at which the partitions are disjoint, such as patients',
          at('Data', f'{_shared}: {R.data[_shared]}') if _shared in R.data else _ask),
         ('CLAIM 28', 'metrics of performance', at('Measures')),
@@ -317,6 +318,7 @@ def _limits(R, have):
     return section('Limits', [bullets([unit, *scaled,
         'Intervals tell of the choice of test images only, not of the seed, the training set or another hospital.',
         *_limits_of_kind(R),
+        'Labels are taken as the truth. PPV, NPV, AUPRC, O/E and the NLL hold for classes as frequent as here.',
         'Many measures, classes and networks stand side by side: some will differ by chance.',
         'If these images were looked at while choosing a network or its settings, it looks better here than it is.'])])
 

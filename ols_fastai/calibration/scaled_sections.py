@@ -67,10 +67,10 @@ def _scaling(R):
     if rows.empty: return notes
     return [paragraph('Scaling after training: one temperature for all images (Guo et al. 2017), or one '
                       'that follows the entropy of the prediction (Balanya et al. 2022), fitted to the '
-                      'validation images and judged on those of this report. Decisions stay the same. The rows of a '
-                      'network share their images: its scaled NLL can be lower beyond chance although the intervals '
-                      'overlap.'), *notes,
-            table(rows, 'Before and after scaling, with 95 % intervals', 'network'),
+                      'validation images and judged on those of this report, and taken as known by the intervals. '
+                      'Decisions stay the same. The rows of a network share their images: its scaled NLL can be lower '
+                      'beyond chance although the intervals overlap.'), *notes,
+            table(rows, 'Before and after scaling, with 95 % intervals of losses and of the gap', 'network'),
             *attempt('differences after scaling', lambda: [_scaled_differences(R)], R.missing)]
 
 # %% ../../nbs/70_calibration.scaled_sections.ipynb #09aae6e9
@@ -101,7 +101,7 @@ def _usual_coverage(n, n_test, miscoverage):
 
 def _coverage_figure(R, n=15):
     "Of the best network that has validation images: the classes that are covered least"
-    k = first([best_network(R),*R.runs], lambda k: valid_preds_of(R, k) is not None)
+    k = first(best_networks(R), lambda k: valid_preds_of(R, k) is not None)
     o = R.runs[k]
     sets = ConformalSets(*valid_preds_of(R, k), R.miscoverage)(o.preds)
     t = _coverage_by_class(R, sets, o.targs)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'Report', 'page_section', 'attempt_each', 'valid_preds_of',
-           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'predicted_gaps', 'independence', 'best_network',
+           'make_section', 'gap_interval', 'resampled', 'scaled_of', 'predicted_gaps', 'independence', 'best_networks',
            'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
@@ -157,9 +157,10 @@ def _of_the_sure(R, s, level=.9):
     n = int(of.sum())
     if not n: return f'No prediction has a confidence of {least} or more.'
     share,low,high = proportion_interval(s.correct[of], None if R.patients is None else R.patients[of])
-    mean = percent_text(s.confidence[of].mean())
-    return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {mean}, '
-            f'{percent_text(share)} ({percent_text(low)} to {percent_text(high)}) are right.')
+    mean = s.confidence[of].mean()
+    off = ', fewer than they promise' if high<mean else ', more than they promise' if low>mean else ''
+    return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {percent_text(mean)}, '
+            f'{percent_text(share)} ({percent_text(low)} to {percent_text(high)}) are right{off}.')
 
 def _gap_text(r):
     "Over- or under-confident, and by how much"
@@ -222,15 +223,28 @@ def _all_scaled(R):
     attempt('', lambda: found.append({k: scaled_of(R, k) for k in R.runs}), [])  # After scaling says what failed
     return {k: o[2] for k,o in found[0].items()} if found and all(found[0].values()) else {}
 
+def _moved(R, k):
+    "Confidence minus accuracy here, minus that of the validation images, in points; both with the temperature"
+    T,_,here = scaled_of(R, k)
+    preds,targs = valid_preds_of(R, k)
+    s = sample_stats(apply_temperature(preds, T), targs)
+    each = 100*(s.confidence-s.correct)
+    there,here = each.mean(),gap_interval(here)
+    half = np.hypot((here.high-here.low)/2, 1.96*each.std(ddof=1)/len(each)**.5)
+    return pd.Series(dict(value=here.value-there, low=here.value-there-half, high=here.value-there+half))
+
 def _harder(R):
-    "That a temperature of the validation images leaves all networks too sure, or not sure enough"
-    gaps = [gap_interval(r) for r in _all_scaled(R).values()]
-    for sure,here,off in (('over','harder',[o.low>0 for o in gaps]), ('under','easier',[o.high<0 for o in gaps])):
-        if gaps and all(off):
-            who = 'each network' if len(gaps)>1 else 'it'
-            return paragraph(f'With a temperature that fits the validation images {who} is {sure}-confident here: '
-                             f'these images are {here} than those, which may come of another place, time or choice of '
-                             'images. Scaling on images like these would be needed.', 'note')
+    "That all networks, with a temperature, are surer of these images than of the validation images, or less sure"
+    moved = {k: _moved(R, k) for k in R.runs} if _all_scaled(R) else {}
+    for sure,here,off in (('over','harder',[o.low>0 for o in moved.values()]),
+                          ('under','easier',[o.high<0 for o in moved.values()])):
+        if moved and all(off):
+            said = '; '.join(f"{k}: by {interval_text(o, 'points')} points" for k,o in moved.items())
+            return paragraph(f'With a temperature that fits the validation images confidence minus accuracy is '
+                             f'{"higher" if sure=="over" else "lower"} here than there, beyond chance ({said}; 95 % '
+                             f'intervals, T taken as known): these images are {here} than those. That may come of '
+                             'another place, time or choice of images; a temperature of images like these would fit '
+                             'them.', 'note')
 
 def _best_of(R):
     "Whose probabilities are the best, with one temperature each if all have one"
@@ -238,11 +252,12 @@ def _best_of(R):
     how = 'each with one temperature, ' if scaled else ''
     runs = scaled or {k: o.resamples(**R.resampling) for k,o in R.runs.items()}
     loss = {k: nll(r.stats) for k,r in runs.items()}
-    best = best_network(R)
+    best = best_networks(R)[0]
     worse,level_with = (' and '.join(o) for o in _beside(runs, best))
     said = f'Whose probabilities are the best? By the NLL, which should be small, {how}{best}: {loss[best]:.3f}.'
     if worse: said += f' Better beyond chance than {worse}.'
     if level_with: said += f' Not clearly better than {level_with}.'
+    if len(runs)>2: said += f' These intervals hold 95 % together, for {len(runs)-1} comparisons.'
     if how: said += _as_trained(R)
     return [paragraph(f'{said} This is about these images; another training of the same networks may come out '
                       'otherwise, and who errs least stands under Measures.')]
@@ -272,16 +287,16 @@ def _summary(R):
                       f'bootstrap resamples, seed {R.seed}.{independence(R)}')]
 
 # %% ../../nbs/67_calibration.sections.ipynb #64412bed
-def best_network(
+def best_networks(
     R:Report # What is judged
-)->str: # Its name
-    "The network with the lowest NLL, with one temperature each if all have one; of findings, the mean, as trained"
+)->list: # Their names
+    "The networks by their NLL, the lowest first; with one temperature each if all have one. Of findings, as trained"
     if R.multi_label:
         def loss(k): return F.binary_cross_entropy(R.runs[k].preds.double(), R.runs[k].targs.double()).item()
     else:
         runs = _all_scaled(R)
         def loss(k): return nll(runs[k].stats if runs else R.runs[k].stats)
-    return min(R.runs, key=loss)
+    return sorted(R.runs, key=loss)
 
 # %% ../../nbs/67_calibration.sections.ipynb #f341d7ea
 _lead = ('accuracy','Top-','mean confidence','confidence minus accuracy','debiased CE','NLL')
