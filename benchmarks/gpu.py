@@ -15,17 +15,17 @@ takes in training; with the cache from the second epoch on.
 epochs, with no temperature and with one of 20 validation images a class, in fp32 without TF32."""
 import itertools, os, statistics, sys, tempfile, time, warnings
 from pathlib import Path
-import pandas as pd, torch, torch.nn.functional as F
+import pandas as pd, torch
 from fastai.basics import *
 from fastai.losses import CrossEntropyLossFlat
 from torchvision.models import resnet50
 from common import here, write_table
 from image_speed import make_files
+from step_cost import update_ways
 from ols_fastai.core import quiet_learner
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.train.ols import OLSCallback
 from ols_fastai.train import soft_labels
-from ols_fastai.train.soft_labels import SoftLabels, soft_cross_entropy
 
 rounds = 5
 cuda = torch.cuda.is_available()
@@ -107,40 +107,13 @@ def all_step_rows():
 
 # ---- updates
 
-def updates(K, bs):
-    z0,y = torch.randn(bs, K, device=device)*3,torch.randint(0, K, (bs,), device=device)
-    z0[torch.arange(bs),y] += 6       # mostly right, as in training
-    S = torch.full((K,K), 1/K, device=device)
-    sl,total,count = SoftLabels(K).to(device),torch.zeros(K, K, device=device),torch.zeros(K, device=device)
-    def loss(q):
-        z = z0.clone().requires_grad_()
-        (-(q*F.log_softmax(z, -1)).sum(-1)).mean().backward()
-        return z.detach().softmax(-1)
-    def ours():
-        z = z0.clone().requires_grad_()
-        soft_cross_entropy(z, sl.rows(y)).backward()
-        sl.accumulate(z.detach().softmax(-1), y)
-    def loop():
-        p = loss(S[y])
-        guess = p.argmax(-1)
-        for i in range(bs):
-            if guess[i]==y[i]:
-                total[:,y[i]] += p[i]
-                count[y[i]] += 1
-    def columns():
-        p = loss(S.t()[y])
-        right = p.argmax(-1)==y
-        total.index_add_(1, y[right], p[right].t().contiguous())
-        count.index_add_(0, y[right], torch.ones_like(y[right], dtype=torch.float))
-    return dict(ours=ours, loop=loop, columns=columns)
-
 def update_rows():
     n = 10
     def repeated(f): return lambda: [f() for _ in range(n)]
     for K,bs in itertools.product((100,165,1000,10_000,21_841) if cuda else (100,), (64,256)):
         for part in parts_of_sums:
             soft_labels._part = part
-            fs = {k: repeated(f) for k,f in updates(K, bs).items()}
+            fs = {k: repeated(f) for k,f in update_ways(K, bs, device).items()}
             yield from rows('update and loss', in_turns(fs, n), 'ours', K=K, batch=bs, with_=f'parts of {part}')
 
 parts_of_sums = (2**18,2**24)

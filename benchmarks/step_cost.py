@@ -62,33 +62,35 @@ def steps(arch, K, n_batches, bs=64):
     times['plain + events'] = [o+per_epoch for o in times['plain']]
     return {k: v/n_batches for k,v in median.items()}, {k: [o/n_batches for o in v] for k,v in times.items()}
 
-def updates(K, bs):
-    "The loss with its gradient, and the accumulation, of one batch"
-    z0,y = torch.randn(bs, K)*3,torch.randint(0, K, (bs,))
+def update_ways(K, bs, device='cpu'):
+    "way -> function: the loss with its gradient, and the accumulation, of one batch"
+    z0,y = torch.randn(bs, K, device=device)*3,torch.randint(0, K, (bs,), device=device)
     z0[torch.arange(bs),y] += 6       # mostly right, as in training
-    S = torch.full((K,K), 1/K)
-    sl,total,count = SoftLabels(K),torch.zeros(K, K),torch.zeros(K)
+    S = torch.full((K,K), 1/K, device=device)
+    sl,total,count = SoftLabels(K).to(device),torch.zeros(K, K, device=device),torch.zeros(K, device=device)
+    def loss(q):
+        z = z0.clone().requires_grad_()
+        (-(q*F.log_softmax(z, -1)).sum(-1)).mean().backward()
+        return z.detach().softmax(-1)
     def ours():
         z = z0.clone().requires_grad_()
         soft_cross_entropy(z, sl.rows(y)).backward()
         sl.accumulate(z.detach().softmax(-1), y)
     def loop():
-        z = z0.clone().requires_grad_()
-        (-(S[y]*F.log_softmax(z, -1)).sum(-1)).mean().backward()
-        p = z.detach().softmax(-1)
+        p = loss(S[y])
         guess = p.argmax(-1)
         for i in range(bs):
             if guess[i]==y[i]:
                 total[:,y[i]] += p[i]
                 count[y[i]] += 1
     def columns():
-        z = z0.clone().requires_grad_()
-        (-(S.t()[y]*F.log_softmax(z, -1)).sum(-1)).mean().backward()
-        p = z.detach().softmax(-1)
+        p = loss(S.t()[y])
         right = p.argmax(-1)==y
         total.index_add_(1, y[right], p[right].t().contiguous())
         count.index_add_(0, y[right], torch.ones_like(y[right], dtype=torch.float))
-    return alternate(dict(ours=ours, loop=loop, columns=columns), 3 if K>=10_000 else 30)
+    return dict(ours=ours, loop=loop, columns=columns)
+
+def updates(K, bs): return alternate(update_ways(K, bs), 3 if K>=10_000 else 30)
 
 def rows(what, K, bs, median, times):
     base = median.get('plain', median.get('ours'))
