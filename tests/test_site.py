@@ -87,10 +87,13 @@ return {width: document.documentElement.scrollWidth, covered: side.right>text.le
 @pytest.fixture(scope='module')
 def seen(site, address, browser):
     "What the browser finds on each page"
+    from selenium.webdriver.support.ui import WebDriverWait
     res = {}
     for page in html_pages(site):
         as_wide_as(browser, 'desk')
         browser.get(address+page)
+        # on a machine that is busy `get` has come back before the page was whole
+        WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.readyState")=='complete')
         res[page] = browser.execute_script(look)
         for device,w in widths.items():
             as_wide_as(browser, device)
