@@ -9,7 +9,7 @@ __all__ = ['remove_parts', 'atomic_write', 'write_csv', 'read_csv', 'save_tensor
            'end_processes']
 
 # %% ../nbs/00_core.ipynb #cf922dad
-import cv2, errno, json, os, platform, re, shutil, socket, tempfile, time
+import errno, json, os, platform, re, shutil, socket, tempfile, time
 import pandas as pd
 import torch.distributed as dist
 from contextlib import contextmanager
@@ -169,6 +169,7 @@ def opencv_version()->str:
     for o in ('opencv-python','opencv-python-headless','opencv-contrib-python','opencv-contrib-python-headless'):
         try: return version(o)
         except PackageNotFoundError: pass
+    import cv2  # only here: whatever starts imports this module
     return cv2.__version__
 
 def package_versions()->dict:
