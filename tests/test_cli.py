@@ -185,7 +185,9 @@ def test_a_killed_run_does_not_go_on_with_edited_code(tmp_path, monkeypatch):
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     args = own(tmp_path)
     monkeypatch.setenv('STOPS', 'wait')
-    p = subprocess.Popen([sys.executable, '-c', start, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(STOPS='wait'))
+    # a shell starts what is in the background with Ctrl-C switched off, and children keep that
+    as_typed = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '+start
+    p = subprocess.Popen([sys.executable, '-c', as_typed, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(STOPS='wait'))
     for line in p.stdout:
         if 'waiting' in line: break
     for _ in range(4):  # one that hits a destructor is lost in Python, and a user would press again

@@ -514,3 +514,80 @@ def test_what_takes_long_says_how_far_it_is(tmp_path, monkeypatch, capfd):
     calibration_report(one, tmp_path/'a.html', n=5)
     said = capfd.readouterr().err
     assert 'Calibration report: ' in said and '100%' in said
+
+def test_three_networks_are_compared_in_pairs(tmp_path):
+    "Of three all pairs, of four each with the first; differences of classes and of losses after a temperature have signs that a reader can check"
+    from ols_fastai.calibration.metrics import nll
+    from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
+    from sklearn.metrics import roc_auc_score
+    g = torch.Generator().manual_seed(0)
+    z,noise = 2*torch.randn(900, 3, generator=g),torch.randn(3, 900, 3, generator=g)
+    y = torch.multinomial(z.softmax(1), 1, generator=g)[:,0]
+    def net(scale, i): return dict(preds=(scale*(z+i*noise[i-1])).softmax(1)[450:], targs=y[450:], valid_preds=(scale*(z+i*noise[i-1])).softmax(1)[:450], valid_targs=y[:450], vocab=list('xyz'))
+    runs = {'a': net(1, 1), 'b': net(2, 2), 'c': net(.5, 3)}
+    text = calibration_report(runs, tmp_path/'r.html', n=40).read_text()
+    d = cells(text, 'Differences with 95 % intervals, as trained')
+    assert list(d)==['b minus a','c minus a','c minus b']
+    loss = {k: nll(o['preds'], o['targs']) for k,o in runs.items()}
+    assert d.loc['NLL','c minus b'].startswith(f"{loss['c']-loss['b']:+.3f}".replace('-', '\N{MINUS SIGN}')) and not d.loc['NLL','c minus b'].startswith(d.loc['NLL','b minus a'][:6])
+    fitted = {k: nll(apply_temperature(o['preds'], fit_temperature(o['valid_preds'], o['valid_targs'])), o['targs']) for k,o in runs.items()}
+    scaled = cells(text, 'Differences with one temperature each')
+    assert list(scaled)==list(d) and scaled.loc['NLL','c minus b'].startswith(f"{fitted['c']-fitted['b']:+.3f}".replace('-', '\N{MINUS SIGN}'))
+    change = cells(text, 'Before and after scaling')['NLL, change']
+    assert change['b, as trained']=='–' and change['b, one temperature'].startswith(f"{fitted['b']-loss['b']:+.3f}".replace('-', '\N{MINUS SIGN}')) and change['b, one temperature'].endswith(' *')
+    of_y = cells(text, 'c minus b, each class against the rest')
+    areas = [roc_auc_score(y[450:]==1, runs[k]['preds'][:,1]) for k in 'cb']
+    assert of_y.loc['y','AUROC'].startswith(f'{areas[0]-areas[1]:+.3f}'.replace('-', '\N{MINUS SIGN}')) and of_y.index.tolist()==list('xyz')
+    four = calibration_report({**runs, 'd': net(1, 2)}, tmp_path/'s.html', n=5).read_text()
+    assert list(cells(four, 'Differences with 95 % intervals, as trained'))==['b minus a','c minus a','d minus a']
+
+def test_intervals_of_classes_differences_hold_together(tmp_path):
+    "Wider than that of one class by itself"
+    from ols_fastai.calibration.classes import macro_difference
+    a,b = run(1.),run(.4, seed=0)
+    b['preds'] = (b['preds']+torch.rand(600, 6, generator=torch.Generator().manual_seed(3))*.3); b['preds'] /= b['preds'].sum(1, keepdim=True)
+    text = calibration_report({'a': dict(a, vocab=list('uvwxyz')), 'b': dict(b, vocab=list('uvwxyz'))}, tmp_path/'r.html', n=5).read_text()
+    said = cells(text, 'b minus a, each class against the rest').loc['w','AUROC'].replace('\N{MINUS SIGN}', '-')
+    y = (a['targs']==2)[:,None].long()
+    want = macro_difference(b['preds'][:,[2]], a['preds'][:,[2]], y, level=1-.05/6).loc['macro AUROC']
+    assert said.startswith(f'{want.value:+.3f} ({want.low:+.3f} to {want.high:+.3f})')
+
+def test_the_mistakes_that_all_networks_make_are_named(tmp_path):
+    r = run()
+    vocab = list('uvwxyz')
+    y = r['targs'].clone()
+    right = torch.nn.functional.one_hot(y, 6)*.9+.1/6
+    preds = {k: right.clone() for k in 'ab'}
+    wrong = torch.nn.functional.one_hot((y+1)%6, 6)*.9+.1/6
+    for k in 'ab': preds[k][[5,9]] = wrong[[5,9]]
+    preds['a'][5] = .9*wrong[5]+.1/6     # less sure of the first
+    preds['b'][40] = wrong[40]           # a mistake of one network alone
+    preds['a'][50] = wrong[50]; preds['b'][50] = torch.nn.functional.one_hot((y[50]+2)%6, 6)*.9+.1/6  # two mistakes that differ
+    items = pd.DataFrame(dict(filename=[f'im{i}.png' for i in range(600)]))
+    runs = {k: dict(preds=p, targs=y, vocab=vocab, items=items) for k,p in preds.items()}
+    assert 'All 2 networks make the same mistake about 2 of 600 images, the surest first: im9.png, im5.png.' in plain(calibration_report(runs, tmp_path/'r.html', n=5).read_text())
+    findings = {k: dict(preds=torch.tensor([[.9,.2],[.1,.9],[.8,.7]]), targs=torch.tensor([[1,0],[1,0],[1,q]]), vocab=['mass','nodule']) for k,q in (('a',1),('b',1))}
+    assert 'the same mistake about 1 of 3 images, the surest first: row 1.' in plain(calibration_report(findings, tmp_path/'f.html', n=5).read_text())
+
+def test_the_accuracy_of_a_group_has_an_interval_by_patient(tmp_path):
+    from ols_fastai.calibration.resampling import proportion_interval
+    r = run()
+    items = pd.DataFrame(dict(site=np.where(np.arange(600)%3, 'A', 'B'), patient=np.arange(600)//6))
+    text = calibration_report({'a': dict(r, items=items)}, tmp_path/'r.html', by=['site'], n=5).read_text()
+    of = (items.site=='B').to_numpy()
+    right = (r['preds'].argmax(1)==r['targs']).numpy()[of]
+    v,low,high = (f'{100*o:.1f} %' for o in proportion_interval(right, items.patient.to_numpy()[of]))
+    assert cells(text, 'a, by site').loc['B','accuracy']==f'{v} ({low} to {high})'
+
+def test_harder_images_are_compared_with_the_validation_images_own_gap():
+    "A temperature does not make the gap of the validation images 0: a network that is surer than right there, and as much here, has harder images nowhere"
+    from ols_fastai.calibration.measure_sections import _moved
+    from ols_fastai.calibration.sections import Report
+    from ols_fastai.calibration.metrics import confidence_gap
+    from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
+    g = torch.Generator().manual_seed(0)
+    p = torch.where((torch.arange(2000)%2==0)[:,None], torch.tensor([.99,.005,.005]), torch.tensor([.45,.4,.15]))
+    y = torch.multinomial(torch.tensor([[.8,.1,.1],[.75,.15,.1]]), 1000, True, generator=g).T.reshape(-1)  # sure and unsure ones are right as often
+    R = Report({'a': CalibrationInterpretation.from_preds(p, y, list('xyz'))}, {'a': dict(valid_preds=p, valid_targs=y)}, n=50)
+    T = fit_temperature(p, y); there = confidence_gap(apply_temperature(p, T), y)
+    assert abs(there)>.005 and abs(_moved(R, 'a').value)<1e-9   # the same images: not moved, whatever their gap is

@@ -19,11 +19,14 @@ from .resampling import group_codes
 T_RANGE = (1e-4, 1e4)  # temperatures are searched here, and a result at an edge is said
 
 def as_logits(
-    preds # (N,K) probabilities: tensor or array
+    preds, # (N,K) probabilities: tensor or array
+    multi_label:bool=False # Of findings that may occur together?
 )->Tensor: # (N,K) fp64
-    "Logarithms. A probability of 0 counts as the smallest number of its type, as in `nll`"
+    """Logarithms, of findings log-odds. A probability of 0 counts as the smallest number of its type, as in `nll`, and
+    one of 1 of a finding as the largest fp64 number below"""
     preds = torch.as_tensor(preds).detach().as_subclass(Tensor)
-    return preds.double().clamp(min=torch.finfo(preds.dtype).tiny).log()
+    p = preds.double().clamp(min=torch.finfo(preds.dtype).tiny)
+    return p.clamp(max=np.nextafter(1, 0)).logit() if multi_label else p.log()
 
 def _fp64(preds, targs, logits):
     "Logits in fp64, of logits or probabilities, and classes, on the CPU"
