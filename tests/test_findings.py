@@ -204,46 +204,78 @@ def test_the_summary_tells_a_wrong_average_from_a_wrong_slope(tmp_path):
     assert '1 more frequent than their probabilities say, 0 less, 1 right on average' in text
     assert 'probabilities are too extreme (slope below 1) in 1 of the 2 findings' in text
 
-def test_networks_of_findings_are_compared_once_scaled(tmp_path):
-    "One that ranks better and is too sure is the best, once it has a temperature; and each finding is judged then, too"
+def cells(text, caption):
+    "Cells of a table of the page by row and column; its caption begins so"
+    part = text[text.index(caption):]
+    part = part[:part.index('</table>')].replace('\N{NO-BREAK SPACE}', ' ').replace('\N{MINUS SIGN}', '-')
+    rows = [re.findall('<t[hd][^>]*>(.*?)</t[hd]>', o) for o in re.findall('<tr>(.*?)</tr>', part, re.S)]
+    head,*body = [[re.sub('<[^>]+>', '', o) for o in row] for row in rows]
+    return pd.DataFrame([o[1:] for o in body], index=[o[0] for o in body], columns=head[1:])
+
+def words(text): return ' '.join(re.sub('<[^>]+>', ' ', re.sub('base64,[^"]*', '', text)).split())
+
+@pytest.fixture(scope='module')
+def plain_and_sure():
+    "Two networks of three findings; one ranks them better and is too sure. Their targets"
     rng = np.random.default_rng(0)
     z = rng.normal(size=(1200,3))*2-1
     y = (rng.random(z.shape)<1/(1+np.exp(-z))).astype(int)
-    def p(scale, noise): return 1/(1+np.exp(-scale*(z+noise*rng.normal(size=z.shape))))
-    def net(q): return dict(preds=q[:600], targs=y[:600], valid_preds=q[600:], valid_targs=y[600:], vocab=['mass','nodule','hernia'], items=pd.DataFrame(dict(view=['PA','AP','AP']*200)))
-    runs = {'plain': net(p(.7, 1.)), 'sure': net(p(3., .2))}
-    bce = {k: log_loss(y[:600].ravel(), o['preds'].ravel()) for k,o in runs.items()}; assert bce['plain']<bce['sure']
+    views = pd.DataFrame(dict(view=['PA','AP','AP']*200))
+    def net(scale, noise):
+        p = 1/(1+np.exp(-scale*(z+noise*rng.normal(size=z.shape))))
+        valid = dict(valid_preds=p[600:], valid_targs=y[600:])
+        return dict(preds=p[:600], targs=y[:600], **valid, vocab=['mass','nodule','hernia'], items=views)
+    return {'plain': net(.7, 1.), 'sure': net(3., .2)},y[:600]
+
+def scaled(run):
+    "Probabilities with one temperature, and this"
+    v = run['valid_preds']
+    T = 1/fit_finding_scaling(np.log(v/(1-v)), run['valid_targs'])['scale']
+    return 1/(1+(1/run['preds']-1)**(1/T)),T
+
+def test_networks_of_findings_are_compared_once_scaled(plain_and_sure, tmp_path):
+    "One that ranks better and is too sure is the best, once it has a temperature"
+    runs,y = plain_and_sure
+    bce = {k: log_loss(y.ravel(), o['preds'].ravel()) for k,o in runs.items()}
+    assert bce['plain']<bce['sure']
+    text = calibration_report(runs, tmp_path/'r.html', n=5).read_text()
+    q,T = scaled(runs['sure'])
+    loss = log_loss(y.ravel(), q.ravel())
+    best = f'each with one temperature, sure: {loss:.3f}. Better beyond chance than plain (by '
+    assert f'By the mean NLL of the findings, which should be small, {best}' in words(text)
+    trained = f"plain has the lowest NLL ({bce['plain']:.3f}) and sure the highest ({bce['sure']:.3f})."
+    assert f'Without it {trained}' in words(text)
+    assert 'sure: the 3 of 3' in words(text)  # pictures are of the best
+    assert re.search(rf'sure: macro AUROC .*? With one temperature \({T:.2f}, fitted to 600 valid', words(text))
+    t = cells(text, 'Before and after scaling')['NLL, change']
+    assert t['sure, one temperature'].startswith(f"{loss-bce['sure']:+.3f} (") and t['sure, as trained']=='–'
+    assert t['sure, one temperature'].endswith(' *')
+
+def test_each_finding_is_judged_once_scaled_and_by_group(plain_and_sure, tmp_path):
+    runs,y = plain_and_sure
     text = calibration_report(runs, tmp_path/'r.html', by=['view'], n=5).read_text()
-    words = ' '.join(re.sub('<[^>]+>', ' ', re.sub('base64,[^"]*', '', text)).split())
-    v = runs['sure']['valid_preds']
-    T = 1/fit_finding_scaling(np.log(v/(1-v)), y[600:])['scale']
-    q = 1/(1+(1/runs['sure']['preds']-1)**(1/T)); loss = log_loss(y[:600].ravel(), q.ravel())
-    assert f'By the mean NLL of the findings, which should be small, each with one temperature, sure: {loss:.3f}. Better beyond chance than plain (by ' in words
-    assert f"Without it plain has the lowest NLL ({bce['plain']:.3f}) and sure the highest ({bce['sure']:.3f})." in words
-    assert 'sure : the 3 of 3' in words or 'sure: the 3 of 3' in words                       # pictures are of the best
-    assert re.search(rf'sure: macro AUROC .*? With one temperature \({T:.2f}, fitted to 600 validation images\): ', words)
-    def cell(caption, row, column):
-        part = text[text.index(caption):]; part = part[:part.index('</table>')]
-        heads = [re.sub('<[^>]+>', '', o) for o in re.findall('<th[^>]*scope="col"[^>]*>(.*?)</th>', part)]
-        body = part[part.index(f'<th scope="row">{row}</th>'):]
-        return re.findall('<td[^>]*>(.*?)</td>', body)[heads.index(column)-1].replace('\N{NO-BREAK SPACE}', ' ').replace('\N{MINUS SIGN}', '-')
-    change = cell('Before and after scaling', 'sure, one temperature', 'NLL, change')
-    assert change.startswith(f"{loss-bce['sure']:+.3f} (") and change.endswith(' *')
-    assert cell('Before and after scaling', 'sure, as trained', 'NLL, change')=='–'
-    row = class_table(q, y[:600], ['mass','nodule','hernia']).loc['nodule']
-    assert cell('sure: each finding before and after scaling', 'nodule', 'slope, one temperature').startswith(f'{row.slope:.2f} (')
-    assert cell('sure: each finding before and after scaling', 'nodule', 'O/E, one temperature').startswith(f"{row['O/E']:.2f} (")
+    q,_ = scaled(runs['sure'])
+    row = class_table(q, y, runs['sure']['vocab']).loc['nodule']
+    t = cells(text, 'sure: each finding before and after scaling').loc['nodule']
+    assert t['slope, one temperature'].startswith(f'{row.slope:.2f} (')
+    assert t['O/E, one temperature'].startswith(f"{row['O/E']:.2f} (")
     of = np.arange(600)%3==0
-    assert cell('sure, by view: AUROC of each finding', 'hernia', 'PA (200)').startswith(f"{roc_auc_score(y[:600][of,2], q[of,2]):.2f} (")
-    both = cell('sure minus plain, each with one temperature', 'mass', 'AUROC')
-    assert both.startswith(f"{roc_auc_score(y[:600,0], runs['sure']['preds'][:,0])-roc_auc_score(y[:600,0], runs['plain']['preds'][:,0]):+.3f} (")
+    area = roc_auc_score(y[of,2], q[of,2])
+    assert cells(text, 'sure, by view: AUROC of each').loc['hernia','PA (200)'].startswith(f'{area:.2f} (')
+    areas = [roc_auc_score(y[:,0], runs[k]['preds'][:,0]) for k in ('sure','plain')]
+    both = cells(text, 'sure minus plain, each with one temperature').loc['mass','AUROC']
+    assert both.startswith(f'{areas[0]-areas[1]:+.3f} (')
 
 def test_a_threshold_that_finds_less_here_is_marked(tmp_path):
     "Nine of ten on the validation images; here half of many, beyond chance"
-    y = torch.zeros(400, 1).long(); y[:100] = 1
+    y = torch.zeros(400, 1).long()
+    y[:100] = 1
     valid,here = torch.full((400,1), .1),torch.full((400,1), .1)
-    valid[:100] = torch.linspace(.9, .5, 100)[:,None]; here[:50] = .9
-    text = calibration_report({'net': dict(preds=here, targs=y, valid_preds=valid, valid_targs=y, vocab=['mass'])}, tmp_path/'r.html', n=5).read_text()
-    assert re.search(r'50\.0.%[^<]*\) \*</td>', text)
-    same = calibration_report({'net': dict(preds=valid, targs=y, valid_preds=valid, valid_targs=y, vocab=['mass'])}, tmp_path/'s.html', n=5).read_text()
-    assert re.search(r'<td[^>]*>90\.0.%[^<*]*</td>', same)
+    valid[:100] = torch.linspace(.9, .5, 100)[:,None]
+    here[:50] = .9
+    def sensitivity(preds):
+        run = dict(preds=preds, targs=y, valid_preds=valid, valid_targs=y, vocab=['mass'])
+        text = calibration_report({'net': run}, tmp_path/'r.html', n=5).read_text()
+        return cells(text, 'net: the highest threshold').loc['mass','sensitivity']
+    assert re.fullmatch(r'50\.0 % \(.*\) \*', sensitivity(here))
+    assert re.fullmatch(r'90\.0 % \([^*]*\)', sensitivity(valid))

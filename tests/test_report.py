@@ -484,8 +484,9 @@ def demo(tmp_path_factory):
     "What `make demo` writes: the same command, on fewer images, for one epoch"
     out = tmp_path_factory.mktemp('demo')
     data = brain_regions(out/'data', n_train=4, n_valid=1, n_test=2)
-    lists = [o for s in SPLITS for o in (f'--{s}', str(data/f'{s}.csv'))]
-    assert ols_compare([*lists, '--arch','small_cnn', '--size','24', '--epochs','1', '--workers','0', '--out',str(out/'demo'), '--quiet'])==0
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('ols_fastai.compare.command.brain_regions', lambda: data)
+        assert ols_compare(['--data','brain_regions', '--arch','small_cnn', '--size','24', '--epochs','1', '--workers','0', '--out',str(out/'demo'), '--quiet'])==0
     return out/'demo/report.html'
 
 @pytest.mark.parametrize('width', [390,1280])
@@ -495,6 +496,7 @@ def test_the_report_of_the_demo(demo, tmp_path, width):
     assert found['n_images']>=8 and not found['broken'] and found['page']<=width
     text = demo.read_text()
     assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images, 56 classes' in text
+    assert 'not of other brains' in text   # all images are of two
 
 def test_a_part_that_fails_in_any_way_leaves_a_note():
     from ols_fastai.calibration.page import attempt, paragraph

@@ -194,7 +194,8 @@ def _show(arch, c, results, a, console):
     for k,v in tuned.items(): _say(console, f'{k}: {v}')
     df,root = c.lists['train'],c.lists['root']
     _say(console, 'writing the report (with many images or classes: minutes)')
-    report = save_report(c.out, c.methods, df, root, a.bins, _words(a.by), a.groups, tuned)
+    about = {'source': brain_source} if a.data=='brain_regions' else {}
+    report = save_report(c.out, c.methods, df, root, a.bins, _words(a.by), a.groups, about | tuned)
     tables = ['results.csv','history.csv'] + ['tuned.csv']*bool(tuned)
     return [*(c.out/o for o in tables), *save_figures(c.out, c.methods, a.bins), *L(report)]
 
