@@ -220,7 +220,7 @@ def plain_and_sure():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(1200,3))*2-1
     y = (rng.random(z.shape)<1/(1+np.exp(-z))).astype(int)
-    views = pd.DataFrame(dict(view=['PA','AP','AP']*200))
+    views = pd.DataFrame(dict(view=['PA','AP','AP']*200, patient=np.arange(600)//6))
     def net(scale, noise):
         p = 1/(1+np.exp(-scale*(z+noise*rng.normal(size=z.shape))))
         valid = dict(valid_preds=p[600:], valid_targs=y[600:])
@@ -255,13 +255,16 @@ def test_each_finding_is_judged_once_scaled_and_by_group(plain_and_sure, tmp_pat
     runs,y = plain_and_sure
     text = calibration_report(runs, tmp_path/'r.html', by=['view'], n=5).read_text()
     q,_ = scaled(runs['sure'])
-    row = class_table(q, y, runs['sure']['vocab']).loc['nodule']
-    t = cells(text, 'sure: each finding before and after scaling').loc['nodule']
-    assert t['slope, one temperature'].startswith(f'{row.slope:.2f} (')
-    assert t['O/E, one temperature'].startswith(f"{row['O/E']:.2f} (")
+    def interval(t, row, name):
+        return '{:.2f} ({:.2f} to {:.2f})'.format(*t.loc[row, [name,f'{name}_low',f'{name}_high']])
+    patient,vocab = np.arange(600)//6,runs['sure']['vocab']
+    t = class_table(q, y, vocab, groups=patient)
+    found = cells(text, 'sure: each finding before and after scaling').loc['nodule']
+    for name in ('slope','O/E'): assert found[f'{name}, one temperature']==interval(t, 'nodule', name)
     of = np.arange(600)%3==0
-    area = roc_auc_score(y[of,2], q[of,2])
-    assert cells(text, 'sure, by view: AUROC of each').loc['hernia','PA (200)'].startswith(f'{area:.2f} (')
+    t = class_table(runs['sure']['preds'][of], y[of], vocab, groups=patient[of])
+    for name,caption in (('AUROC','AUROC of each'),('O/E','images with a finding over')):
+        assert cells(text, f'sure, by view: {caption}').loc['hernia','PA (200)']==interval(t, 'hernia', name)
     areas = [roc_auc_score(y[:,0], runs[k]['preds'][:,0]) for k in ('sure','plain')]
     both = cells(text, 'sure minus plain, each with one temperature').loc['mass','AUROC']
     assert both.startswith(f'{areas[0]-areas[1]:+.3f} (')

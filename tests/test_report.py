@@ -8,7 +8,6 @@ from torch.utils.data import TensorDataset
 from fastai.basics import first
 from conftest import toy_data, toy_learner
 from ols_fastai.train.ols import OLSCallback
-from ols_fastai.data.lists import SPLITS
 from ols_fastai.data.datasets import brain_regions
 from ols_fastai.compare.cli import ols_compare
 from ols_fastai.calibration.interpretation import CalibrationInterpretation
