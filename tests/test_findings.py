@@ -63,9 +63,10 @@ def test_a_learner_of_multicategoryblock(xrays, tmp_path):
 def test_a_calibrated_network_is_not_judged_on_the_images_that_calibrated_it(xrays):
     learn = block_learner(xrays)
     z,y = learn.get_preds(act=noop)
-    for kind in ('temperature','findings'):
+    for kind in ('temperature','findings','logistic'):
         calibrate(learn, kind=kind)
-        want = (z*torch.as_tensor(fit_finding_scaling(z, y, kind)['scale']).float()).sigmoid()
+        want = scale_logits(z, **{k: torch.as_tensor(o).float() for k,o in fit_finding_scaling(z, y, kind).items()})
+        want = want.sigmoid()
         assert torch.allclose(learn.get_preds()[0], want, atol=1e-5)
         with pytest.raises(ValueError, match='calibrated this network'):
             CalibrationInterpretation.from_learner(learn)
@@ -74,7 +75,8 @@ def test_a_calibrated_network_is_not_judged_on_the_images_that_calibrated_it(xra
     fresh = block_learner(xrays)
     fresh.model = CalibratedModel(fresh.model)
     fresh.load('calibrated')
-    assert fresh.model.kind=='findings' and torch.equal(fresh.model.scale, learn.model.scale)
+    assert fresh.model.kind=='logistic' and torch.equal(fresh.model.scale, learn.model.scale)
+    assert torch.equal(fresh.model.bias, learn.model.bias) and fresh.model.T is None
 
 @pytest.mark.parametrize('shape', ['logits (N,1), classes (N,)', 'logits (N,1), (N,1) of 0 and 1'])
 def test_yes_or_no_by_one_logit(shape, tmp_path):

@@ -56,7 +56,7 @@ def set_scaling(self:CalibratedModel,
     scale:float|Tensor=1., # Factor of the logits, 1/T; (K,) of multi-label findings
     entropy:tuple|Tensor=(), # `w` and `b` of `entropy_temperature`
     matrix:tuple|Tensor=(), # (K,) or (K,K) of structured scaling
-    bias:tuple|Tensor=(), # (K,) of structured scaling
+    bias:tuple|Tensor=(), # (K,) of structured scaling, or what is added to each finding's logit
     eps:float=0. # How much of a uniform distribution structured scaling mixes in
 ):
     "Replace the scaling; without arguments, take it away"
@@ -75,9 +75,9 @@ def T(self:CalibratedModel):
 
 @patch(as_prop=True)
 def kind(self:CalibratedModel):
-    "'temperature', 'entropy', 'structured', 'matrix', 'findings' (a temperature each), or None without a scaling"
+    "What `calibrate` was given: 'temperature', 'entropy', ..., 'logistic'; or None without a scaling"
     if not self.is_scaled: return None
-    if self.scale.ndim: return 'findings'
+    if self.scale.ndim: return 'logistic' if len(self.bias) else 'findings'
     if len(self.entropy): return 'entropy'
     if not len(self.bias): return 'temperature'
     return 'structured' if self.matrix.ndim==1 else 'matrix'

@@ -89,14 +89,15 @@ def short_interval(
     return text.replace('-', '\N{MINUS SIGN}')
 
 def _class_rows(R, k, o):
-    t = class_table(o.preds, o.targs, o.vocab, groups=R.patients).sort_values('AUROC', kind='stable')
+    by = 'AUROC' if R.multi_label else 'sensitivity'
+    t = class_table(o.preds, o.targs, o.vocab, groups=R.patients).sort_values(by, kind='stable')
     columns = {'images': t.n.map('{:,}'.format)}
     for name in _shown: columns[name] = [short_interval(row, name) for _,row in t.iterrows()]
     if (t.note!='').any(): columns['why not all'] = t.note
     perfect = '; an AUROC of 1 has the interval of a share without a miss' if (t.AUROC==1).any() else ''
     kind,how = 'class','each class against all others, with 95 % intervals'
     if R.multi_label: kind,how = 'finding','each finding, predicted from one half on'
-    caption = f'{k}: {how}; the lowest AUROC first{perfect}'
+    caption = f'{k}, as trained: {how}; the lowest {by} first{perfect}'
     return table(pd.DataFrame(columns, index=t.index), caption, kind, sortable=len(t)>8)
 
 def _class_difference(R, one, other, i, level):
@@ -104,6 +105,7 @@ def _class_difference(R, one, other, i, level):
     preds = [compared(R, k) if R.multi_label else R.runs[k].preds for k in (one,other)]
     y = R.first.targs[:,[i]] if R.multi_label else (R.first.targs==i)[:,None]
     t = findings_difference(*(o[:,[i]] for o in preds), y, R.patients, level)
+    if not np.isfinite(t.low['macro AUROC']): t[['low','high']] = np.nan  # in too few images to tell
     return {'AUROC': difference_text(t.loc['macro AUROC']), 'NLL': difference_text(t.loc['NLL, mean of the findings'])}
 
 def _class_differences(R, one, other):
@@ -111,7 +113,7 @@ def _class_differences(R, one, other):
     level = 1-.05/len(R.vocab)
     rows = {name: _class_difference(R, one, other, i, level) for i,name in enumerate(R.vocab)}
     kind,how = 'class','each class against the rest'
-    if R.multi_label: kind,how = 'finding','each with one temperature' if R.all_scaled else 'as trained'
+    if R.multi_label: kind,how = 'finding','with slope and intercept of each' if R.all_scaled else 'as trained'
     caption = f'{one} minus {other}, {how}; intervals that hold 95 % together for the {len(rows)} rows of a column'
     return table(pd.DataFrame.from_dict(rows, orient='index'), caption, kind, sortable=len(rows)>8)
 
@@ -161,13 +163,14 @@ def _mistakes_of(R, k, o, n=8):
     def draw(): return figure(lambda: o.plot_top_overconfident(n), alt, f'{k}: the images of this table.')
     return blocks+attempt(f'{k}, images of the mistakes', draw, R.missing)
 
+_sure = .9  # confidence from which a finding on the wrong side of one half is more than a matter of the threshold
+
 def _agreed(R):
     "How sure all networks are of the same mistake about an image, (N,); 0: they make none together"
     targs,preds = R.first.targs,torch.stack([torch.as_tensor(o.preds).double() for o in R.runs.values()])
-    if R.multi_label:
-        said = preds>=.5
-        same = (said==said[0]).all(0)&(said[0]!=targs.bool())
-        return ((preds-.5).abs().mean(0)*same).amax(1)
+    if R.multi_label:  # a mild one is one of the threshold
+        confidence,right = torch.maximum(preds, 1-preds),(preds>=.5)==targs.bool()
+        return (confidence.amin(0)*((confidence>=_sure)&~right).all(0)).amax(1)
     confidence,said = preds.max(2)
     return confidence.mean(0)*((said==said[0]).all(0)&(said[0]!=targs))
 
@@ -176,13 +179,14 @@ def _shared_mistakes(R, most=5):
     if len(R.runs)<2: return []
     sure = _agreed(R)
     rows = sure.argsort(descending=True, stable=True)[:int((sure>0).sum())].tolist()
-    if not rows: return [paragraph('No mistake is made by all networks alike.')]
+    sure_of = f', with a confidence of {percent_text(_sure, 0)} and more' if R.multi_label else ''
+    if not rows: return [paragraph(f'No mistake is made by all networks alike{sure_of}.')]
     items = R.first.items
     files = items.filename.tolist() if items is not None and 'filename' in items else None
     names = [readable(files[i]) if files else f'row {i}' for i in rows]
-    return [paragraph(f'All {len(R.runs)} networks make the same mistake about {len(rows):,} of {len(sure):,} images, '
-                      f'the surest first: {some_names(names, most)}. A wrong label looks like this, and so does what '
-                      'none of them could learn.')]
+    return [paragraph(f'All {len(R.runs)} networks make the same mistake about {len(rows):,} of {len(sure):,} images'
+                      f'{sure_of}, the surest first: {some_names(names, most)}. A wrong label looks like this, and so '
+                      'does what none of them could learn.')]
 
 @page_section('Confident mistakes')
 def _mistakes(R):

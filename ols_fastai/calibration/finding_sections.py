@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #5a04688e
 import numpy as np, pandas as pd
+from scipy import stats
 from fastai.basics import *
 from ..core import some_names
 from .page import *
@@ -25,12 +26,18 @@ from .class_sections import _classes, _groups_of, _mistakes
 from .scaled_sections import *
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #7a1d677f
-_tests = ('mean probability','Spiegelhalter')
+_tests = ('mean probability','Spiegelhalter','slope')
 
 def _finding_tests(R, preds):
-    "z and p of both tests of each finding, and `p_holm`: (finding, test) by row"
+    "z and p of three tests of each finding, and `p_holm`: (finding, test) by row"
     tables = {name: calibration_test(preds, R.first.targs, k, R.patients) for k,name in enumerate(R.vocab)}
     t = pd.concat(tables, names=['finding','test'])
+    rows = class_table(preds, R.first.targs, R.vocab, groups=R.patients)
+    # too extreme, a slope below 1, is above 0
+    z = (1-rows.slope)/((rows.slope_high-rows.slope_low)/(2*stats.norm.ppf(.975)))
+    slope = pd.DataFrame({'z': z.to_numpy(), 'p': 2*stats.norm.sf(abs(z))},
+                         pd.MultiIndex.from_product([R.vocab,['slope']], names=t.index.names))
+    t = pd.concat([t,slope])
     return t.assign(p_holm=holm(t.p))
 
 def _finding_verdict(R, name, o):
@@ -49,9 +56,9 @@ def _which_off(R, preds, t):
 def _scaled_verdict(R, k):
     "What one temperature leaves"
     if not scaled_of(R, k): return ''
-    T,n,preds = scaled_of(R, k)
+    _,n,preds = scaled_of(R, k)
     t = class_table(preds, R.first.targs, R.vocab, groups=R.patients)
-    return (f' With one temperature ({T:.2f}, fitted to {n:,} validation images): {_which_off(R, preds, t)}. '
+    return (f' With a slope and an intercept for each, fitted to {n:,} validation images: {_which_off(R, preds, t)}. '
             f'{_slopes(t)}').rstrip()
 
 def _once_scaled(R, k):
@@ -73,9 +80,10 @@ def _direction(t, K, on_average):
     "Findings that are off: how many are commoner than their probabilities say on average, and the worst"
     said = f'{len(t)} of {K} are off beyond chance: {some_names(list(t.index), 6)}'
     ratio = t['O/E'][on_average]
-    if ratio.empty: return f'{said}; none of them on average'
-    worst = _ratio_text(t.loc[np.log(ratio).abs().idxmax()])
-    rest = '' if on_average.all() else f', {int((~on_average).sum())} right on average'
+    if ratio.empty: return f'{said}; none of them is shown to be off on average'
+    known = ratio[np.isfinite(t['O/E_low'][on_average])]
+    worst = _ratio_text(t.loc[np.log(ratio if known.empty else known).abs().idxmax()])
+    rest = '' if on_average.all() else f', {int((~on_average).sum())} not shown to be off on average'
     return (f'{said}; {int((ratio>1).sum())} more frequent than their probabilities say, {int((ratio<1).sum())} less'
             f'{rest}; furthest off: {worst}')
 
@@ -88,7 +96,7 @@ def _uncorrected(t):
 
 def _found(t):
     "What is found of each finding where one half is the threshold"
-    s = t.sensitivity.dropna().sort_values(kind='stable')
+    s = t.sensitivity[t.n>=10].dropna().sort_values(kind='stable')
     if s.empty: return ''
     lost = list(s.index[s<.05])
     of_least = f'less than 5 % of {some_names(lost, 6)}' if lost else f'{percent_text(s.iloc[0])} of {s.index[0]}'
@@ -107,8 +115,9 @@ def _summary(R):
                       'have it.'), bullets(verdicts), *notes,
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}, by formula: of shares Wilson\'s, of '
-                      'AUROCs DeLong\'s. Probabilities are off where one of two tests of calibration has p < .05 after '
-                      f'Holm\'s correction for all {2*K} of a network.{independence(R)}')]
+                      'AUROCs DeLong\'s. Probabilities are off where one of three tests (of their mean, of '
+                      'Spiegelhalter, of the slope) has p < .05 after '
+                      f'Holm\'s correction for all of a network.{independence(R)}{overlap_unknown(R)}')]
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #943843cc
 @page_section('Measures', findings=True)
@@ -127,28 +136,29 @@ def _measures(R):
 
 page_section('Differences', findings=True)(_differences)
 
-def _tests_of(R, k, o):
-    t = _finding_tests(R, o.preds)
+def _tests_of(R, title, preds):
+    t = _finding_tests(R, preds)
     t['text'] = [f"{number_text(r.z, 'points', True)} (p {_p_text(r.p_holm)})" for r in t.itertuples()]
-    caption = f'{k}: tests of the hypothesis that probabilities are right: z, and p after Holm\'s correction'
-    return table(t.text.unstack().loc[o.vocab, list(_tests)], caption, 'finding', sortable=len(o.vocab)>8)
+    caption = f'{title}: tests of the hypothesis that probabilities are right: z, and p after Holm\'s correction'
+    return table(t.text.unstack().loc[R.vocab, list(_tests)], caption, 'finding', sortable=len(R.vocab)>8)
 
 def _threshold(p, y, wanted):
     "The highest from which on at least the share `wanted` of the images with a finding is found"
     found = np.sort(p[y==1])[::-1]
     return found[int(np.ceil(wanted*len(found)-1e-9))-1] if len(found) else np.nan
 
-def _misses(R, found, there, wanted):
-    "A mark where less is found than was wanted, beyond chance"
+def _misses(R, found, there, wanted, n):
+    "A mark where less is found than was wanted, beyond chance: that of these images and of the `n` of the choice"
     if not there.any(): return ''
-    _,_,high = proportion_interval(found[there], None if R.patients is None else R.patients[there])
-    return ' *' if high<wanted else ''
+    share,_,high = proportion_interval(found[there], None if R.patients is None else R.patients[there])
+    chosen = 1.96*(wanted*(1-wanted)/n)**.5
+    return ' *' if share+np.hypot(high-share, chosen)<wanted else ''
 
 def _threshold_row(R, p, y, t, n, wanted):
     "Shares of the images with a finding, without it, and on both sides of the threshold"
     above,there = p>=t,y==1
     return {'chosen on': f'{n:,}', 'from probability': f'{t:.3g}',
-            'sensitivity': share_text(R, above, there)+_misses(R, above, there, wanted),
+            'sensitivity': share_text(R, above, there)+_misses(R, above, there, wanted, n),
             'specificity': share_text(R, ~above, ~there), 'PPV': share_text(R, there, above),
             'NPV': share_text(R, ~there, ~above),
             'called positive': percent_text(above.mean())}
@@ -171,8 +181,8 @@ def _thresholds(R, k, o, wanted=.9, least=10):
     where = 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
     few = [name for name,m in zip(o.vocab, n) if m<least]
     rest = f'; {some_names(few, 6)}: fewer than {least} images to choose on' if few else ''
-    caption = (f'{k}: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on so many of '
-               f'{where}, and what it gives here; * finds less here, beyond chance{rest}')
+    caption = (f'{k}, as trained: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on '
+               f'so many of {where}, and what it gives here; * finds less here, beyond chance{rest}')
     known = ~np.isnan(t)
     return [table(pd.DataFrame.from_dict(rows, orient='index'), caption, 'finding', sortable=len(rows)>8),
             _alarms(p[:,known], y, t[known])]
@@ -184,11 +194,10 @@ def _each(R):
                       'Intervals are of each finding by itself: of twenty, one will miss.'),
             *_classes(R)[1:],
             *attempt_each(R, 'thresholds', partial(_thresholds, R), R.drawn),
-            *attempt_each(R, 'tests', partial(_tests_of, R), R.drawn),
+            *attempt_each(R, 'tests', lambda k, o: _tests_of(R, f'{k}, as trained', o.preds), R.drawn),
             paragraph('z of the first test is above 0 where probabilities are too high on average; that of the second '
-                      '(Spiegelhalter) where they are too far from one half. For rare findings the second mixes how '
-                      'high probabilities are with how extreme: look at O/E for the one and at the slope for the '
-                      'other.')]
+                      '(Spiegelhalter) where they are too far from one half, which for rare findings mixes how high '
+                      'they are with how extreme; that of the third where they are too extreme (slope below 1).')]
 
 def _furthest_off(R, o, n=4):
     "Findings of a network, those with the smallest p first; only those that some images have and some lack"
@@ -221,7 +230,8 @@ def _group_table(R, by, k, o):
     columns = {g: {m: interval_text(r, m) for m,r in t[g].iterrows()} for g in names}
     return table(pd.DataFrame(columns), f'{k}, by {by}', 'measure')
 
-_of_groups = {'O/E': 'images with a finding over those that the probabilities say (O/E)',
+_of_groups = {'n': 'images with the finding',
+              'O/E': 'images with a finding over those that the probabilities say (O/E)',
               'AUROC': 'AUROC of each finding'}
 
 def _class_table_of(R, o, rows):
@@ -233,7 +243,8 @@ def _finding_by_group(R, by, k, o):
     each = {f'{g} ({n:,})': _class_table_of(R, o, np.flatnonzero(names==g)) for g,n in names.value_counts().items()}
     out = []
     for measure,words in _of_groups.items():
-        columns = {g: [short_interval(row, measure) for _,row in t.iterrows()] for g,t in each.items()}
+        def text(row): return f'{row.n:,}' if measure=='n' else short_interval(row, measure)
+        columns = {g: [text(row) for _,row in t.iterrows()] for g,t in each.items()}
         out.append(table(pd.DataFrame(columns, index=o.vocab), f'{k}, by {by}: {words}', 'finding',
                          sortable=len(o.vocab)>8))
     return out
@@ -249,11 +260,12 @@ _nll,_brier = 'NLL, mean of the findings','Brier, mean of the findings'
 
 def _scalings(R, k, o, valid):
     "The network as trained and scaled, and its temperatures"
-    T,_,scaled = scaled_of(R, k)
-    each = fit_finding_scaling(as_logits(valid[0], True), valid[1], 'findings')['scale']
+    z,v = as_logits(o.preds, True),as_logits(valid[0], True)
+    one,each = (fit_finding_scaling(v, valid[1], kind)['scale'] for kind in ('temperature','findings'))
     yield 'as trained',o.preds,'–'
-    yield 'one temperature',scaled,f'{T:.2f}'
-    yield 'one for each finding',(as_logits(o.preds, True)*each).sigmoid(),f'{1/each.max():.2f} to {1/each.min():.2f}'
+    yield 'one temperature',(z*one).sigmoid(),f'{1/one:.2f}'
+    yield 'one for each finding',(z*each).sigmoid(),f'{1/each.max():.2f} to {1/each.min():.2f}'
+    yield 'slope and intercept',scaled_of(R, k).judged,'–'
 
 def _scaling_row(R, o, preds, T):
     t = findings_table(preds, o.targs, R.patients)
@@ -278,24 +290,31 @@ def _scaled_findings(R, k, o):
     return table(rows[sorted(columns, key=lambda c: c.split(',')[0])], f'{k}: each finding before and after scaling',
                  'finding', sortable=len(rows)>8)
 
+def _scaled_tests(R, k, o):
+    if not scaled_of(R, k): return []
+    return _tests_of(R, f'{k}, with slope and intercept', scaled_of(R, k).judged)
+
 def _scaled_differences(R):
-    "Networks with one temperature each"
+    "Networks with slope and intercept of each finding"
     columns = {}
     for pair in R.pairs if R.all_scaled else []:
         d = findings_difference(*(scaled_of(R, k).judged for k in pair), R.first.targs, R.patients)
         columns[' minus '.join(pair)] = {m: difference_text(d.loc[m], m) for m in (_nll,_brier)}
-    caption = 'Differences with one temperature each, with 95 % intervals'
+    caption = 'Differences with slope and intercept of each finding, with 95 % intervals'
     return columns and table(pd.DataFrame(columns), caption, 'measure')
 
 @page_section('After scaling', findings=True)
 def _scaling(R):
     rows,notes = rows_of_each(R, 'scaling', partial(_scaled, R))
     if rows.empty: return notes
-    return [paragraph('Temperatures fitted to the validation images: one for all findings, or one for each, held near '
-                      '1 where few images have it. What is predicted from one half on stays the same, and so is every '
-                      'AUROC. A temperature mends probabilities that are too extreme; where a finding is more or less '
-                      'frequent than they say, a slope of 1 does not make O/E 1. The change of the NLL is paired, '
-                      'image by image: * marks one whose interval does not hold 0.'), *notes,
+    return [paragraph('Scalings fitted to the validation images, and taken as known by the intervals: one temperature '
+                      'for all findings, one for each, or a slope and an intercept for each (logistic recalibration, '
+                      'Cox 1958), all held near those that change nothing where few images have the finding. No AUROC '
+                      'changes. A temperature above 1 moves every probability towards one half: it raises those of '
+                      'rare findings, so that O/E falls, and what was right on average is then too high. An intercept '
+                      'puts that right. The change of the NLL is paired, image by image: * marks one whose interval '
+                      'does not hold 0.'), *notes,
             table(rows, 'Before and after scaling, means over the findings', 'network'),
             *attempt('differences after scaling', lambda: _scaled_differences(R), R.missing),
-            *attempt_each(R, 'findings after scaling', partial(_scaled_findings, R))]
+            *attempt_each(R, 'findings after scaling', partial(_scaled_findings, R)),
+            *attempt_each(R, 'tests after scaling', partial(_scaled_tests, R))]

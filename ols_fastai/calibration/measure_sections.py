@@ -6,7 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #29806c31
+import math
 import numpy as np, pandas as pd
+from dataclasses import replace
 from fastai.basics import *
 from ..core import some_names
 from .page import *
@@ -35,11 +37,27 @@ def _of_the_sure(R, s, level=.9):
     of,least = s.confidence>=level-1e-6,percent_text(level, 0)  # .9 in fp32 is less
     n = int(of.sum())
     if not n: return f'No prediction has a confidence of {least} or more.'
+    part = percent_text(n/len(of), 0)
     _,low,high = proportion_interval(s.correct[of], None if R.patients is None else R.patients[of])
     mean = s.confidence[of].mean()
     off = ', fewer than they promise' if high<mean else ', more than they promise' if low>mean else ''
-    return (f'Of the {n:,} predictions with a confidence of {least} or more, on average {percent_text(mean)}, '
+    return (f'Of the {n:,} predictions ({part} of all) with a confidence of {least} or more, on average '
+            f'{percent_text(mean)}, '
             f'{share_text(R, s.correct, of)} are right{off}.')
+
+def _least_found(R, o, least=10):
+    "The class that is found least, and the predicted class that is right least"
+    targs,correct = R.first.targs.numpy(),o.stats.correct
+    said = o.preds.argmax(1).numpy()
+    rows = {}
+    for name,of in (('found',targs),('right',said)):
+        n = np.bincount(of, minlength=len(R.vocab))
+        share = np.where(n>=least, np.bincount(of, correct, len(R.vocab))/n.clip(1), np.inf)
+        k = int(share.argmin())
+        if not np.isfinite(share[k]): return ''
+        rows[name] = f'{R.vocab[k]} ({share_text(R, correct, of==k)})'
+    return (f" Of classes with {least} images and more it finds {rows['found']} least, and is least to be believed "
+            f"where it says {rows['right']}.")
 
 def _gap_text(r):
     "Over- or under-confident, and by how much"
@@ -71,7 +89,7 @@ def _verdict(R, name, o):
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
     rest = _once_scaled(R, name) or _classes_off(R, name, o.resamples(**R.resampling))
-    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{rest}'
+    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{rest}{_least_found(R, o)}'
 
 def _nll_difference(R, k, level):
     "NLL of a network minus that of the best"
@@ -81,18 +99,13 @@ def _nll_difference(R, k, level):
 
 def _beside(R):
     "By how much the NLL of the best is lower than others': where beyond chance, corrected for all, and where not"
-    level,worse,level_with = 1-.05/(len(R.runs)-1),[],[]
+    # the best may be any of them: all pairs count
+    level,worse,level_with = 1-.05/math.comb(len(R.runs), 2),[],[]
     for k in R.runs:
         if k==R.best: continue
         d = _nll_difference(R, k, level)
         (worse if d.low>0 else level_with).append(f'{k} (by {interval_text(d)})')
     return worse,level_with
-
-def _as_trained(R):
-    "Which network is best and which worst without a temperature"
-    loss = pd.Series(Report(R.runs).losses)
-    return (f' Without it {loss.idxmin()} has the lowest NLL ({loss.min():.3f}) and {loss.idxmax()} the highest '
-            f'({loss.max():.3f}).')
 
 def _moved(R, k):
     "Confidence minus accuracy here, minus that of the validation images, in points; both with the temperature"
@@ -117,19 +130,24 @@ def _harder(R):
                              'another place, time or choice of images; a temperature of images like these would fit '
                              'them.', 'note')
 
-def _best_of(R):
-    "Whose probabilities are the best, with one temperature each if all have one"
-    how = 'each with one temperature, ' if R.all_scaled else ''
-    what = 'mean NLL of the findings' if R.multi_label else 'NLL'
+def _lowest(R):
+    "Which network has the lowest NLL, and whether that is more than chance"
     worse,level_with = (' and '.join(o) for o in _beside(R))
-    said = (f'Whose probabilities are the best? By the {what}, which should be small, {how}{R.best}: '
-            f'{R.losses[R.best]:.3f}.')
-    if worse: said += f' Better beyond chance than {worse}.'
-    if level_with: said += f' Not clearly better than {level_with}.'
-    if len(R.runs)>2: said += f' These intervals hold 95 % together, for {len(R.runs)-1} comparisons.'
-    if how: said += _as_trained(R)
-    return [paragraph(f'{said} This is about these images; another training of the same networks may come out '
-                      'otherwise, and who errs least stands under Measures.')]
+    said = f'{R.best}: {R.losses[R.best]:.3f}'
+    if worse: said += f', better beyond chance than {worse}'
+    if level_with: said += f', not clearly better than {level_with}'
+    return said
+
+def _best_of(R):
+    "Whose probabilities are the best, scaled if all are, and as trained"
+    what,how = 'NLL','each with one temperature'
+    if R.multi_label: what,how = 'mean NLL of the findings','each with a slope and an intercept for each finding'
+    said = f'Whose probabilities are the best? By the {what}, which should be small, '
+    if R.all_scaled: said += f'{how}, {_lowest(R)}. As trained, '
+    said += f'{_lowest(replace(R, known={}, scaled={}))}.'
+    if len(R.runs)>2: said += f' Intervals hold 95 % together, for {math.comb(len(R.runs), 2)} pairs of networks.'
+    return [paragraph(f'{said} This is about these trained networks and these images; another training of the same '
+                      'kind may come out otherwise, and who errs least stands under Measures.')]
 
 def _few_mistakes(R, least=10):
     "A note on networks with so few mistakes that intervals and tests don't hold what they say"
@@ -153,7 +171,7 @@ def _summary(R):
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
-                      f'bootstrap resamples, seed {R.seed}.{independence(R)}')]
+                      f'bootstrap resamples, seed {R.seed}.{independence(R)}{overlap_unknown(R)}')]
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #f341d7ea
 _lead = ('accuracy','Top-','mean confidence','confidence minus accuracy','debiased CE','NLL')
@@ -215,7 +233,8 @@ def _measures(R):
                   'suffer least. The class-wise ECE and the parts of the Brier score have no interval, for resampling '
                   'adds noise that they take for miscalibration.'),
         _by_shares(R), *attempt('tests of calibration', lambda: _test_table(R), R.missing),
-        paragraph('The first test sees confidence that is too high (above 0) or too low on average. The second '
+        paragraph('Each test sees one kind of error and is blind to others. The first sees confidence that is too '
+                  'high (above 0) or too low on average. The second '
                   '(Spiegelhalter) sees confidence that is too far from one half (above 0) or too near, in either '
                   'direction. The third compares the Brier score with what the probabilities promise: above 0 they '
                   'are too extreme.'),
@@ -236,9 +255,13 @@ def _differences(R):
     return [paragraph('One network minus another, judged on the same images, so that what is hard for both cancels '
                       f'out. {_better(R)} * marks an interval that does not hold 0, not corrected for the number of '
                       'comparisons; it does not say that the difference matters, nor that another training, from '
-                      'another seed, would show it. 0 (0 to 0) of errors says that both were right about the same '
-                      'images, and of AUROCs that both rank them alike.'), *notes,
+                      f'another seed, would show it. {_noise(R)}0 (0 to 0) of errors says that both were right about '
+                      'the same images, and of AUROCs that both rank them alike.'), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals, as trained', 'measure')]
+
+def _noise(R):
+    if R.multi_label: return ''
+    return 'Calibration errors feed on noise, the MCE most: their stars weigh little. '
 
 def _better(R):
     "On which side of 0 a difference is better"

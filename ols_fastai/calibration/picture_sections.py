@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/69_calibration.picture_sections.ipynb #fbeba386
 import textwrap
+import numpy as np, pandas as pd
 from fastai.basics import *
 from .page import *
 from .pictures import *
@@ -52,10 +53,20 @@ def _reliability(R):
     notes = [b for b in parts if b['kind']!='figure']
     return [*together, grid(figures), *notes]
 
+def _error_at(s, shares):
+    "Error among the surest predictions, as many as each share of all"
+    r = risk_coverage(s)
+    return [percent_text(r.risk.iloc[int(np.searchsorted(r.coverage, o-1e-9))]) for o in shares]
+
+def _risk_table(R, shares=(.2,.5,.8,1.)):
+    rows = {k: dict(zip([f'{percent_text(o, 0)} kept' for o in shares], _error_at(o.stats, shares)))
+            for k,o in R.runs.items()}
+    return table(pd.DataFrame.from_dict(rows, orient='index'), 'Error among the most confident predictions', 'network')
+
 @page_section('Risk and coverage')
 def _risk(R):
     said = '; '.join(f'{k} has an area of {aurc(o.stats):.3f}' for k,o in R.drawn.items())
     return [figure(lambda: plot_risk_coverage(_pairs(R.drawn)),
         f'Error among the most confident predictions over the share that is kept: {said}',
         'Error that remains if only the most confident predictions are used and the others are left to a person. '
-        'Lower is better.'+_not_drawn(R))]
+        'Lower is better.'+_not_drawn(R)), _risk_table(R)]

@@ -56,8 +56,6 @@ def _interpretation(run):
     return CalibrationInterpretation.from_preds(run['preds'], run['targs'], **known)
 
 # %% ../../nbs/73_calibration.report.ipynb #71000002
-_shared = 'patients in more than one split'
-
 def split_facts(
     df:pd.DataFrame # With the column `split`, and maybe `patient`
 )->dict: # For `calibration_report(data=)`
@@ -66,7 +64,7 @@ def split_facts(
     known = {names.get(o, f'{o} images'): int(counts[o]) for o in SPLITS if o in counts}
     if 'patient' in df:
         overlap = find_overlap(df, patient_ids(df['patient']))
-        known[_shared] = overlap.n if overlap else 0
+        known[shared_patients] = overlap.n if overlap else 0
     return known
 
 def _learner_splits(interp):
@@ -278,7 +276,7 @@ def _answers(R, have):
         ('TRIPOD+AI 23b', 'heterogeneity across clusters such as hospitals',
          at(groups, f'by {by}, if that tells clusters apart; no test of whether they differ') if by else _ask),
         ('CLAIM 21', 'level at which the partitions are disjoint, such as patients',
-         at('Data', f'{_shared}: {R.data[_shared]}') if _shared in R.data else _ask),
+         at('Data', f'{shared_patients}: {R.data[shared_patients]}') if shared_patients in R.data else _ask),
         ('CLAIM 28', 'metrics of performance', at('Measures')),
         ('CLAIM 29', 'measures of significance and uncertainty',
          at('Differences' if 'Differences' in have else 'Measures')),

@@ -18,6 +18,7 @@ from ..core import *
 from ..data.identity import *
 from ..train.models import Ensemble
 from .temperature import *
+from .temperature import _finding_kinds
 from .calibrated import *
 from .metrics import check_preds
 from .curves import check_findings
@@ -43,13 +44,13 @@ def _check_logits(learn, kind='temperature', findings=True):
         raise ValueError(f"the loss {type(loss).__name__} doesn't make probabilities by a softmax over classes or a "
                          "sigmoid of each finding, and scaling is made for those: use a cross-entropy, or a loss with "
                          "`activation` as fastai's have")
-    if act=='softmax' and kind=='findings':
-        raise ValueError("kind='findings' is for multi-label networks, and this one gives one class per image: "
+    if act=='softmax' and kind in _finding_kinds[1:]:
+        raise ValueError(f"kind={kind!r} is for multi-label networks, and this one gives one class per image: "
                          "use 'temperature', or 'structured' for a number a class")
     if act=='sigmoid' and not findings: raise ValueError("this is for one class per image, and the loss is multi-label")
-    if act=='sigmoid' and kind not in ('temperature','findings'):
+    if act=='sigmoid' and kind not in _finding_kinds:
         raise ValueError(f"kind={kind!r} is made for one class per image, and this network is multi-label: "
-                         "use 'temperature', or 'findings' for one each")
+                         "use 'temperature', 'findings' for one each, or 'logistic' for slope and intercept of each")
 
 def _check_finite(z):
     z = z.as_subclass(Tensor).double().cpu()
@@ -118,7 +119,7 @@ def calibrate(
     learn:Learner, # Trained; its loss must be a softmax's, or a sigmoid's of multi-label findings
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
     dl:DataLoader|None=None, # Images and true classes to calibrate on
-    kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto': see `fit_scaling`; multi-label: 'findings'
+    kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto', multi-label 'findings', 'logistic'
     prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
     allow_overlap:bool=False, # Calibrate on images that look like those of the training?
     patient:str='patient' # Column of the loader's table whose rows stay in one fold, for 'auto', where there is one
@@ -167,7 +168,7 @@ class Calibrate(Callback):
     "Calibrate the learner's network at the end of every fit, see `calibrate`"
     order,run_valid = ReduceLROnPlateau.order+20,False  # after SaveModelCallback has loaded the best epoch
     def __init__(self,
-        kind:str='temperature', # 'entropy', 'structured', 'matrix', 'auto': see `fit_scaling`; multi-label: 'findings'
+        kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto', multi-label 'findings', 'logistic'
         dl:DataLoader|None=None, # Images and true classes to calibrate on; default: the validation set
         prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
         allow_overlap:bool=False, # Calibrate on images that look like those of the training?
@@ -218,8 +219,7 @@ class Calibrate(Callback):
 def _fold(net, T):
     "Divide the last linear layer of a network by T"
     linear = [o for o in net.modules() if isinstance(o, nn.Linear)]
-    if not linear:
-        raise ValueError("there is no nn.Linear in this network to fold T into: export learn.model instead")
+    if not linear: raise ValueError("there is no nn.Linear in this network to fold T into: export learn.model instead")
     with torch.no_grad():
         for p in linear[-1].parameters(recurse=False): p.div_(T)
     return net

@@ -156,7 +156,8 @@ def fit_entropy_temperature(
     return _entropy(*_fp64(preds, targs, logits), prior)
 
 # %% ../../nbs/55_calibration.temperature.ipynb #7343d179
-KINDS = ('temperature','entropy','structured','matrix')  # of one class per image; of findings see `fit_finding_scaling`
+KINDS = ('temperature','entropy','structured','matrix')  # of one class per image
+_finding_kinds = ('temperature','findings','logistic')  # of several findings per image, see `fit_finding_scaling`
 
 def _smooth(z, eps):
     "Log-probabilities, none of which is below eps/K"
@@ -197,10 +198,10 @@ def fit_scaling(
     return _structured(z, targs, kind=='matrix', prior, say)
 
 def check_kind(
-    kind:str # 'temperature', 'entropy', 'structured', 'matrix', 'auto', or multi-label 'findings'
+    kind:str # 'temperature', 'entropy', 'structured', 'matrix', 'auto', or multi-label 'findings', 'logistic'
 ):
     "Raise `ValueError` for anything else, with what to take in the place of vector scaling"
-    known = (*KINDS,'auto','findings')
+    known = (*KINDS,'auto',*_finding_kinds[1:])
     if kind=='vector':
         raise ValueError("vector scaling has no penalty and needs many images of every class: "
                          "use 'structured', the same with a penalty")
@@ -211,7 +212,7 @@ def scale_logits(
     scale:float|Tensor=1., # What they are multiplied with: 1/T
     entropy:tuple|Tensor=(), # `w` and `b` of `entropy_temperature`, in the place of `scale`
     matrix:tuple|Tensor=(), # (K,) or (K,K): `M` of structured scaling
-    bias:tuple|Tensor=(), # (K,): `b` of structured scaling
+    bias:tuple|Tensor=(), # (K,): `b` of structured scaling; without `matrix` what is added to each finding's logit
     eps:float|Tensor=0. # How much of a uniform distribution is mixed in there
 )->Tensor: # (N,K) logits
     "Logits after a scaling of `fit_scaling`"
@@ -219,7 +220,8 @@ def scale_logits(
         w,b = torch.as_tensor(entropy, dtype=z.dtype, device=z.device)
         return z/entropy_temperature(z.softmax(-1), w, b)[...,None]
     z = z*scale
-    return _affine(_smooth(z, eps), matrix, bias) if len(bias) else z
+    if len(matrix): return _affine(_smooth(z, eps), matrix, bias)
+    return z+bias if len(bias) else z
 
 # %% ../../nbs/55_calibration.temperature.ipynb #02b1535f
 def cross_folds(
@@ -325,18 +327,30 @@ def _finding_temperatures(z, y, prior):
                       f"{len(z)} images: their temperatures {used}")
     return torch.tensor([_temperature(*o, prior, say=False) for o in pairs], dtype=torch.float64)
 
+def _logistic(z, y, prior):
+    "Slope and intercept of each finding"
+    if not prior: raise ValueError("kind='logistic' needs a prior: a rare finding alone sets no intercept")
+    log_slope,bias = (z.new_zeros(z.shape[1]).requires_grad_() for _ in range(2))
+    def loss():
+        fit = F.binary_cross_entropy_with_logits(z*log_slope.exp()+bias, y.double(), reduction='sum')
+        return (fit + (log_slope**2/(2*prior**2) + bias**2/2).sum())/len(z)
+    _minimise(loss, [log_slope,bias], 1000)
+    return dict(scale=log_slope.detach().exp(), bias=bias.detach())
+
 def fit_finding_scaling(
     logits, # (N,K) of K findings that may occur together, on a calibration set: tensor or array
     targs, # (N,K) of 0 and 1
-    kind:str='temperature', # One for all findings, or 'findings': one for each
-    prior:float|None=.5 # Standard deviation of log T around 0; None: maximum likelihood
-)->dict: # Settings of `scale_logits`: `scale` is 1/T, or (K,)
-    """Fit multi-label temperatures: the least binary cross-entropy, summed over images (and findings), plus
-    `log(T)**2/(2*prior**2)`. Warns as `fit_temperature` does. Raises `ValueError` for another kind"""
-    if kind not in ('temperature','findings'):
-        raise ValueError(f"multi-label findings are scaled by 'temperature' or 'findings', got {kind!r}")
+    kind:str='temperature', # One for all findings; 'findings': one for each; 'logistic': slope and intercept for each
+    prior:float|None=.5 # Standard deviation of log T, or of log slope, around 0; None: maximum likelihood
+)->dict: # Settings of `scale_logits`: `scale` is 1/T, or (K,); of 'logistic' also `bias` (K,)
+    """Fit multi-label scalings: the least binary cross-entropy, summed over images (and findings), plus
+    `log(T)**2/(2*prior**2)`. 'logistic' is logistic recalibration (Cox 1958; Platt 1999), with standard deviation 1 for
+    an intercept. Warns as `fit_temperature` does. Raises `ValueError` for another kind"""
+    if kind not in _finding_kinds:
+        raise ValueError(f"multi-label findings are scaled by {', '.join(map(repr, _finding_kinds))}, got {kind!r}")
     z,y = _fp64(logits, targs, True)
     if z.ndim!=2 or z.shape!=y.shape:
         raise ValueError(f"logits and targs must both be (N,K), got {tuple(z.shape)} and {tuple(y.shape)}")
+    if kind=='logistic': return _logistic(z, y, prior)
     if kind=='findings': return dict(scale=1/_finding_temperatures(z, y, prior))
     return dict(scale=1/_temperature(*_as_pairs(z, y), prior))
