@@ -9,7 +9,7 @@ __all__ = ['remove_parts', 'atomic_write', 'write_csv', 'read_csv', 'save_tensor
            'end_processes']
 
 # %% ../nbs/00_core.ipynb #cf922dad
-import errno, json, os, platform, re, shutil, socket, tempfile, time
+import errno, json, os, platform, re, shutil, socket, tempfile, threading, time
 import pandas as pd
 import torch.distributed as dist
 from contextlib import contextmanager
@@ -228,12 +228,14 @@ def size_text(
     return f'{n:,.0f} GB'
 
 # %% ../nbs/00_core.ipynb #723cca90
+_one_at_a_time = threading.RLock()  # a learner keeps its batch in itself, and one with a lock could not be exported
+
 @contextmanager
 def quiet_learner(
     learn:Learner # That trains or predicts
 ):
-    "While it is open, a learner shows no bar and prints no row per epoch"
-    with learn.no_bar(), learn.no_logging(): yield
+    "While it is open, a learner shows no bar and prints no row per epoch; other threads wait for their turn"
+    with _one_at_a_time, learn.no_bar(), learn.no_logging(): yield
 
 # %% ../nbs/00_core.ipynb #d1e57927
 @contextmanager

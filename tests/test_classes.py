@@ -184,7 +184,7 @@ def test_separation_has_no_slope():
     y = np.repeat([0,1], 30)
     q = np.where(y==1, np.linspace(.7, .9, 60), np.linspace(.1, .3, 60))
     row = class_table(q, y).iloc[0]
-    assert row.note=='separated: no slope' and row[['slope','slope_low','slope_high']].isna().all()
+    assert row.note=='separated: no intercept, no slope' and row[['slope','slope_low','slope_high','intercept','intercept_low']].isna().all()
     assert row.AUROC==row.AUROC_high==1 and .8<row.AUROC_low<.95
     same = class_table(np.full(60, .3), y).iloc[0]
     assert np.isnan(same.slope) and same.AUROC==.5 and same.note and np.isfinite(same.intercept)

@@ -85,7 +85,8 @@ def test_patients_are_found_in_names_and_judged_by(tmp_path):
     for fn in root.rglob('*.png'): fn.rename(fn.with_name(f'p{int(fn.stem)//2}_{fn.stem}_{fn.parent.name[-1]}.png'))
     r = command('--folder',root, *tiny, '--patient-from',r'p(\d+)_', '--groups','patient', '--out',tmp_path/'out')
     assert r.returncode==0, r.stderr
-    assert '3 classes: class 0, class 1, class 2; 10 patients' in r.stdout
+    found = re.search(r'3 classes: class 0, class 1, class 2; 10 patients \(that of class 0/p(\d+)_\d+_0.png is (\d+)\), 10 of them with images of several classes', ' '.join(r.stdout.split()))
+    assert found and found[1]==found[2], r.stdout
     (tmp_path/'high').mkdir(); root.rename(tmp_path/'high/images')
     r2 = command('--folder',tmp_path/'high', *tiny, '--out',tmp_path/'out2', '--plan')
     assert r2.returncode==2 and "one class, 'images'" in r2.stderr and 'one level too high' in r2.stderr, r2.stderr

@@ -418,3 +418,23 @@ def test_an_exported_learner_is_judged_on_a_table(files, tmp_path):
     df = loader_table(learn.dls[2])
     pd.testing.assert_frame_equal(served.coverage(df), learn.coverage(learn.dls[2]))
     with pytest.raises(ValueError, match='give a table with their classes'): served.coverage(served.dls.valid)
+
+def test_threads_take_turns(files):
+    "A web service's: with fastai's progress bar, which keeps itself in the learner"
+    from concurrent.futures import ThreadPoolExecutor
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    learn.add_cb(ProgressCallback())
+    names = judged(learn)[:10]*6
+    want = [learn.predict(o) for o in names[:10]]*6
+    with ThreadPoolExecutor(4) as pool: got = list(pool.map(learn.predict, names))
+    assert all(a.label==b.label and a.classes==b.classes and torch.equal(a.probs, b.probs) for a,b in zip(got, want))
+
+def test_a_table_with_all_probabilities_and_one_of_nothing(files):
+    learn = add_sets(make_learner(files), miscoverage=.3)
+    names = judged(learn)[:5]
+    table = learn.predict_table(names, each=True)
+    preds = torch.stack([learn.predict(o).probs for o in names])
+    np.testing.assert_allclose(table[['p(a)','p(b)','p(c)']], preds, atol=1e-6)
+    assert learn.predict_table(names, each=True, on_error='row')['p(b)'].tolist()==table['p(b)'].tolist()
+    none = learn.predict_table([])
+    assert len(none)==0 and list(none)==list(learn.predict_table(names))

@@ -146,6 +146,9 @@ def test_two_networks_of_findings(tmp_path):
     assert 'x (250)' in ratios
     assert f"{row['O/E']:.2f} ({row['O/E_low']:.2f}\xa0to\xa0{row['O/E_high']:.2f})" in ratios
     d = findings_difference(runs['sure']['preds'], runs['good']['preds'], y[:500])
+    share = y[:500].mean(0)
+    alone = -(share*np.log(share)+(1-share)*np.log(1-share)).mean()
+    assert f'has a mean NLL of {alone:.3f} and a mean Brier score of {(share*(1-share)).mean():.3f}.' in words
     assert (d.value['macro AUROC'],d.low['macro AUROC'])==(0,0) and d.low['NLL, mean of the findings']>0
     assert f"{d.value['NLL, mean of the findings']:+.3f} (" in words.split('Differences with 95')[1][:200]
 
@@ -162,14 +165,17 @@ def test_false_alarms_are_among_the_confident_mistakes():
 
 def test_single_findings_stand_in_the_summary():
     from ols_fastai.calibration.finding_sections import _found, _uncorrected
-    columns = {'O/E': [1.2,.6,1.], 'O/E_low': [1.06,.4,.8], 'O/E_high': [1.4,.9,1.2], 'sensitivity': [.03,.5,np.nan]}
+    columns = {'O/E': [1.2,.6,1.], 'O/E_low': [1.06,.4,.8], 'O/E_high': [1.4,.9,1.2], 'sensitivity': [.03,.5,np.nan],
+               'n': [20,20,20]}
     t = pd.DataFrame(columns, index=['Pneumothorax','Fibrosis','Mass'])
     said = _uncorrected(t)
     assert 'By itself each of these would be: Pneumothorax (1.20' in said
     assert 'Fibrosis (0.60' in said and 'Mass' not in said
     assert 'By itself' not in _uncorrected(t.loc[['Mass']])
     assert 'it finds 50.0 % of Fibrosis and less than 5 % of Pneumothorax:' in _found(t)
-    assert 'it finds 50.0 % of Fibrosis:' in _found(t.loc[['Fibrosis','Mass']]) and _found(t.loc[['Mass']])==''
+    assert 'it finds 50.0 % of Fibrosis:' in _found(t.assign(n=[9,10,20]))  # of nine nobody can tell
+    assert 'it finds 50.0 % of Fibrosis:' in _found(t.loc[['Fibrosis','Mass']])
+    assert _found(t.loc[['Mass']])==''
 
 def test_the_threshold_that_finds_most_is_chosen_on_validation_images(tmp_path):
     "The highest that finds 9 of 10; here it finds what it finds here"
@@ -203,7 +209,7 @@ def test_the_summary_tells_a_wrong_average_from_a_wrong_slope(tmp_path):
     r = dict(preds=p, targs=y, vocab=['extreme','shifted'])
     text = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
     assert '2 of 2 are off beyond chance' in text and 'furthest off: shifted' in text
-    assert '1 more frequent than their probabilities say, 0 less, 1 right on average' in text
+    assert '1 more frequent than their probabilities say, 0 less, 1 not shown to be off on average' in text
     assert 'probabilities are too extreme (slope below 1) in 1 of the 2 findings' in text
 
 def cells(text, caption):
@@ -230,10 +236,10 @@ def plain_and_sure():
     return {'plain': net(.7, 1.), 'sure': net(3., .2)},y[:600]
 
 def scaled(run):
-    "Probabilities with one temperature, and this"
-    v = run['valid_preds']
-    T = 1/fit_finding_scaling(np.log(v/(1-v)), run['valid_targs'])['scale']
-    return 1/(1+(1/run['preds']-1)**(1/T)),T
+    "Probabilities with slope and intercept of each finding"
+    v,p = run['valid_preds'],run['preds']
+    found = fit_finding_scaling(np.log(v/(1-v)), run['valid_targs'], 'logistic')
+    return 1/(1+np.exp(-np.log(p/(1-p))*found['scale'].numpy()-found['bias'].numpy()))
 
 def test_networks_of_findings_are_compared_once_scaled(plain_and_sure, tmp_path):
     "One that ranks better and is too sure is the best, once it has a temperature"
@@ -241,34 +247,34 @@ def test_networks_of_findings_are_compared_once_scaled(plain_and_sure, tmp_path)
     bce = {k: log_loss(y.ravel(), o['preds'].ravel()) for k,o in runs.items()}
     assert bce['plain']<bce['sure']
     text = calibration_report(runs, tmp_path/'r.html', n=5).read_text()
-    q,T = scaled(runs['sure'])
+    q = scaled(runs['sure'])
     loss = log_loss(y.ravel(), q.ravel())
-    best = f'each with one temperature, sure: {loss:.3f}. Better beyond chance than plain (by '
+    best = f'each with a slope and an intercept for each finding, sure: {loss:.3f}, better beyond chance than plain'
     assert f'By the mean NLL of the findings, which should be small, {best}' in words(text)
-    trained = f"plain has the lowest NLL ({bce['plain']:.3f}) and sure the highest ({bce['sure']:.3f})."
-    assert f'Without it {trained}' in words(text)
+    assert f"As trained, plain: {bce['plain']:.3f}, better beyond chance than sure (by " in words(text)
     assert 'sure: the 3 of 3' in words(text)  # pictures are of the best
-    assert re.search(rf'sure: macro AUROC .*? With one temperature \({T:.2f}, fitted to 600 valid', words(text))
+    after = 'With a slope and an intercept for each, fitted to 600 validation images: none is shown'
+    assert re.search(f'sure: macro AUROC .*? {after}', words(text))
     t = cells(text, 'Before and after scaling')['NLL, change']
-    assert t['sure, one temperature'].startswith(f"{loss-bce['sure']:+.3f} (") and t['sure, as trained']=='–'
-    assert t['sure, one temperature'].endswith(' *')
+    assert t['sure, slope and intercept'].startswith(f"{loss-bce['sure']:+.3f} (") and t['sure, as trained']=='–'
+    assert t['sure, slope and intercept'].endswith(' *')
 
 def test_each_finding_is_judged_once_scaled_and_by_group(plain_and_sure, tmp_path):
     runs,y = plain_and_sure
     text = calibration_report(runs, tmp_path/'r.html', by=['view'], n=5).read_text()
-    q,_ = scaled(runs['sure'])
+    q = scaled(runs['sure'])
     def interval(t, row, name):
         return '{:.2f} ({:.2f} to {:.2f})'.format(*t.loc[row, [name,f'{name}_low',f'{name}_high']])
     patient,vocab = np.arange(600)//6,runs['sure']['vocab']
     t = class_table(q, y, vocab, groups=patient)
     found = cells(text, 'sure: each finding before and after scaling').loc['nodule']
-    for name in ('slope','O/E'): assert found[f'{name}, one temperature']==interval(t, 'nodule', name)
+    for name in ('slope','O/E'): assert found[f'{name}, slope and intercept']==interval(t, 'nodule', name)
     of = np.arange(600)%3==0
     t = class_table(runs['sure']['preds'][of], y[of], vocab, groups=patient[of])
     for name,caption in (('AUROC','AUROC of each'),('O/E','images with a finding over')):
         assert cells(text, f'sure, by view: {caption}').loc['hernia','PA (200)']==interval(t, 'hernia', name)
     areas = [roc_auc_score(y[:,0], runs[k]['preds'][:,0]) for k in ('sure','plain')]
-    both = cells(text, 'sure minus plain, each with one temperature').loc['mass','AUROC']
+    both = cells(text, 'sure minus plain, with slope and intercept of each').loc['mass','AUROC']
     assert both.startswith(f'{areas[0]-areas[1]:+.3f} (')
 
 def test_a_threshold_that_finds_less_here_is_marked(tmp_path):
@@ -281,6 +287,29 @@ def test_a_threshold_that_finds_less_here_is_marked(tmp_path):
     def sensitivity(preds):
         run = dict(preds=preds, targs=y, valid_preds=valid, valid_targs=y, vocab=['mass'])
         text = calibration_report({'net': run}, tmp_path/'r.html', n=5).read_text()
-        return cells(text, 'net: the highest threshold').loc['mass','sensitivity']
+        return cells(text, 'net, as trained: the highest threshold').loc['mass','sensitivity']
     assert re.fullmatch(r'50\.0 % \(.*\) \*', sensitivity(here))
     assert re.fullmatch(r'90\.0 % \([^*]*\)', sensitivity(valid))
+
+def test_a_slope_that_is_off_is_off_beyond_chance(tmp_path):
+    "Twice as extreme as they should be"
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(3000, 1, generator=g)
+    y = (torch.rand(3000, 1, generator=g)<(.6*z-3).sigmoid()).long()
+    p = (1.2*z-3.3).sigmoid()
+    text = calibration_report({'net': dict(preds=p, targs=y, vocab=['rare'])}, tmp_path/'r.html', n=5).read_text()
+    t = class_table(p, y, ['rare']).loc['rare']
+    z_slope = (1-t.slope)/((t.slope_high-t.slope_low)/2/1.959964)
+    said = cells(text, 'net, as trained: tests').loc['rare']
+    assert said['slope'].startswith(f'{z_slope:+.1f} (p ') and z_slope>3
+    assert '1 of 1 are off beyond chance: rare' in text
+
+def test_patients_who_were_seen_before_are_said(tmp_path):
+    p = torch.rand(60, 2)
+    run = {'a': dict(preds=p, targs=(p>.5).long(), valid_preds=p, valid_targs=(p>.5).long())}
+    def text(**data): return calibration_report(run, tmp_path/'r.html', n=5, data=data).read_text()
+    assert 'on images of the same patients is not known to this page' in text()
+    shared = {'patients in more than one split': 3}
+    assert '3 patients are in more than one split: all is better here than it is.' in text(**shared)
+    shared['patients in more than one split'] = 0
+    assert 'all is better here' not in text(**shared)

@@ -860,3 +860,22 @@ def test_the_end_of_a_fit_says_what_was_calibrated(capsys):
     learn.create_mbar = True
     learn.fit(1, cbs=[ProgressCallback(), Calibrate()])
     assert f'Calibrated after the last epoch: T={learn.model.T:.4g}, fitted to 60 images' in capsys.readouterr().out
+
+def test_patients_of_the_training_among_those_of_the_calibration_are_said():
+    "A loader split image by image: whoever calibrates, `calibrate` or the callback, is told"
+    learn,df = frame_learner()
+    block = DataBlock(blocks=(TransformBlock,CategoryBlock), get_x=as_point, get_y=ColReader('label'), splitter=by_split)
+    def with_patients(who):
+        return Learner(block.dataloaders(df.assign(patient=who), bs=30, num_workers=0, device='cpu'), toy_model(), loss_func=CrossEntropyLossFlat())
+    mixed,apart = with_patients(np.arange(150)%70),with_patients(np.arange(150)//2)
+    def quietly(f, learn):
+        with learn.no_bar(), learn.no_logging(): return f()
+    with pytest.warns(UserWarning, match='on images of 60 patients who are in its training too, such as'): quietly(lambda: calibrate(mixed), mixed)
+    with pytest.warns(UserWarning, match='60 patients who are in its training'): quietly(lambda: mixed.fit(1, .01, cbs=Calibrate()), mixed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*in its training too')
+        quietly(lambda: calibrate(apart), apart); quietly(lambda: calibrate(learn), learn)
+
+def test_training_images_are_judged_with_a_word():
+    learn = fitted()
+    with pytest.warns(UserWarning, match='the images that the network was trained on'): CalibrationInterpretation.from_learner(learn, ds_idx=0)

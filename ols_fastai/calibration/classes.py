@@ -106,9 +106,12 @@ def _calibration(p, y, codes, grouped, level, top):
     l,one = _logit(p, top),np.ones((len(p),1))
     out = dict.fromkeys(('intercept','slope'), (np.nan,)*3)
     out['O/E'] = ratio*np.exp(np.array([0,-1,1])*q*error/ratio)
+    # hardly anything is left over then, and intervals made of it would say much too much
+    same = l.min()==l.max()
+    if _separated(l, y) and not same: return out,'separated: no intercept, no slope'
     # a network whose slope is not 1 contradicts this model, whose inverse Hessian is then too small
     if (fit := _logistic(one, l, y)): out['intercept'] = _wald(fit, 0, codes, True, level)
-    if _separated(l, y): return out,'separated: no slope'
+    if same: return out,'the same probability for all: no slope'
     fit = _logistic(np.concatenate([one,l[:,None]], 1), l, y)
     if fit is None: return out,'no slope: the regression does not converge'
     out['slope'] = np.add(_wald(fit, 1, codes, grouped, level), 1)  # of what was left by a slope of 1
@@ -201,7 +204,7 @@ def class_table(
     AUPRC one on the logit scale, O/E on the log scale, intercept (by the sandwich) and slope
     Wald's. With groups all are by group.
     A class in fewer than 10 images, or groups, has no interval but those of shares, and no intercept or slope; one that
-    is told apart without a mistake has no slope. `note` says so"""
+    is told apart without a mistake has neither. `note` says so"""
     columns = _Columns(preds, targs, threshold)
     codes,names = group_codes(groups, columns.N),_names(classes, columns.K)
     rows = [_class_row(*columns[k], codes, level, columns.top) for k in range(columns.K)]

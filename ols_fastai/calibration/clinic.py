@@ -59,7 +59,7 @@ class SetLearner(Learner):
         rm_type_tfms:int|None=None, # How many of the loaders' first transforms to leave out, as in fastai
         with_input:bool=False # Give the input too, as a first value?
     )->SetPrediction:
-        "Label, probabilities and set of an image. Raises `ValueError` as `check_sets` does"
+        "Label, probabilities and set of an image; threads take turns. Raises `ValueError` as `check_sets` does"
         self.check_sets()
         with quiet_learner(self):
             *inputs,label,_,probs = super().predict(item, rm_type_tfms=rm_type_tfms, with_input=with_input)
@@ -96,24 +96,29 @@ def _file_names(dl):
     "The path of each image, or 'number 3' where it is no file"
     return [str(o) if isinstance(o, PurePath) else f'number {i}' for i,o in enumerate(_values(dl.dataset))]
 
+_table_columns = ['filename','label','probability','set','set size']
+
 @patch
 def predict_table(self:SetLearner,
     files, # Images: a folder, a list of paths, a table as the learner's loaders read it, or a `DataLoader`
     on_error:str='raise', # Or 'row': an image of a list that can't be read gets a row that says why, in `error`
+    each:bool=False, # A column for each class too, `p(class)`?
     **kwargs # Of `dls.test_dl`, such as `bs` and `num_workers`
 )->pd.DataFrame: # `filename`, `label`, `probability` of the label, `set` (names), `set size`: a row per image
     "Label and set of many images. Raises `ValueError` as `check_sets` does, and what reading an image raises"
     if on_error not in ('raise','row'): raise ValueError(f"on_error must be 'raise' or 'row', got {on_error!r}")
     self.check_sets()
     if isinstance(files, (str,Path)) and Path(files).is_dir(): files = images_in(files)
-    if on_error=='row': return self._table_with_errors(files, **kwargs)
+    if on_error=='row': return self._table_with_errors(files, each=each, **kwargs)
+    if not isinstance(files, DataLoader) and not len(files): return pd.DataFrame(columns=_table_columns)
     dl = files if isinstance(files, DataLoader) else self.dls.test_dl(files, **kwargs)
     dl = dl.new(shuffle=False, drop_last=False)
     preds,_ = predict_alone(self, dl=dl)
     sets,names = self._class_sets(preds, dl),self._class_names()
     probability,best = preds.as_subclass(Tensor).cpu().max(1)
     out = dict(filename=_file_names(dl), label=[names[o] for o in best.tolist()], probability=probability.numpy())
-    return pd.DataFrame({**out, 'set': sets, 'set size': [len(o) for o in sets]})
+    more = {f'p({o})': preds[:,k].cpu().numpy() for k,o in enumerate(names)} if each else {}
+    return pd.DataFrame({**out, 'set': sets, 'set size': [len(o) for o in sets], **more})
 
 @patch
 def _reading_error(self:SetLearner, fn):
@@ -130,8 +135,7 @@ def _table_with_errors(self:SetLearner, files, **kwargs):
     except (OSError,ValueError,IndexError): pass  # one by one, then
     errors = [self._reading_error(o) for o in files]
     good = [o for o,e in zip(files, errors) if not e]
-    columns = ['filename','label','probability','set','set size']
-    table = self.predict_table(good, **kwargs) if good else pd.DataFrame(columns=columns)
+    table = self.predict_table(good, **kwargs)
     table.index = [i for i,e in enumerate(errors) if not e]
     out = table.reindex(range(len(files))).assign(error=errors)
     out['filename'] = list(map(str, files))

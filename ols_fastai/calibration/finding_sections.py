@@ -117,7 +117,7 @@ def _summary(R):
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}, by formula: of shares Wilson\'s, of '
                       'AUROCs DeLong\'s. Probabilities are off where one of three tests (of their mean, of '
                       'Spiegelhalter, of the slope) has p < .05 after '
-                      f'Holm\'s correction for all of a network.{independence(R)}{overlap_unknown(R)}')]
+                      f'Holm\'s correction for all of a network.{independence(R)}{patients_seen(R)}')]
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #943843cc
 @page_section('Measures', findings=True)

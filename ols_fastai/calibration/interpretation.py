@@ -247,7 +247,9 @@ def from_learner(cls:CalibrationInterpretation,
     Raises `ValueError` if the network was calibrated on these images"""
     if dl is None:
         n = len(learn.dls.loaders)
-        if ds_idx>=n: raise ValueError(f"this learner has {n} loaders and no number {ds_idx}: was a test list given?")
+        if ds_idx>=n:
+            raise ValueError(f"this learner has {n} loaders and no number {ds_idx}: was a test list given? Of other "
+                             "images give dl=learn.dls.test_dl(items, with_labels=True)")
         dl = learn.dls[ds_idx]
     dl = dl.new(shuffle=False, drop_last=False)
     check_not_calibrated_on(learn, dl)
@@ -305,7 +307,7 @@ def _column(self:CalibrationInterpretation, by):
         raise ValueError(f"there is no list to take {by!r} from: pass an array of one value per row, or 'predicted'")
     if by in self.items: return self.items[by].to_numpy()
     columns = ', '.join(map(str, self.items.columns))
-    raise ValueError(f"the list has no column {by!r}: it has {columns}, and there is 'predicted'")
+    raise ValueError(f"the list has no column {by!r}: it has {columns}, and 'predicted'; or give one value per row")
 
 @patch
 def _class_number(self:CalibrationInterpretation, name):

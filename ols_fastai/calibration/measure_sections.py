@@ -61,7 +61,7 @@ def _least_found(R, o, least=10):
 
 def _gap_text(r):
     "Over- or under-confident, and by how much"
-    if r.low<=0<=r.high: return f"no significant difference ({interval_text(r, 'points', True)} points)"
+    if r.low<=0<=r.high: return f"no difference shown ({interval_text(r, 'points', True)} points)"
     low,high = sorted(map(abs, (r.low,r.high)))
     size = interval_text(pd.Series(dict(value=abs(r.value), low=low, high=high)), 'points')
     return f"{'over' if r.value>0 else 'under'}-confident by {size} points"
@@ -154,9 +154,9 @@ def _few_mistakes(R, least=10):
     codes = group_codes(R.patients, len(R.first.targs))
     wrong = {k: len(np.unique(codes[~o.stats.correct])) for k,o in R.runs.items()}
     few = '; '.join(f'{k} is wrong about {n} of {codes.max()+1:,}' for k,n in wrong.items() if n<least)
-    if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to judge by: {few}. Intervals '
-                             'and tests of such a network promise too much: in simulations those at 95 % held in 82 '
-                             'to 92 %.', 'note')
+    if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to say whether probabilities '
+                             f'are right: {few}. Intervals and tests of such a network promise too much, and may '
+                             'contradict each other: in simulations those at 95 % held in 82 to 92 %.', 'note')
 
 @page_section('Summary')
 def _summary(R):
@@ -166,12 +166,12 @@ def _summary(R):
     notes = attempt_each(R, 'confidence minus accuracy', lambda k, o: verdicts.append(_verdict(R, k, o)), R.runs)
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
                       'should be right. This page shows how far a network is from that, '
-                      'and how much of it may be chance.'), bullets(verdicts), *notes,
-            *attempt('after a temperature', lambda: [_harder(R)], R.missing), _few_mistakes(R),
+                      'and how much of it may be chance.'), _few_mistakes(R), bullets(verdicts), *notes,
+            *attempt('after a temperature', lambda: [_harder(R)], R.missing),
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
-                      f'bootstrap resamples, seed {R.seed}.{independence(R)}{overlap_unknown(R)}')]
+                      f'bootstrap resamples, seed {R.seed}.{independence(R)}{patients_seen(R)}')]
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #f341d7ea
 _lead = ('accuracy','Top-','mean confidence','confidence minus accuracy','debiased CE','NLL')

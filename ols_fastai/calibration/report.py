@@ -110,7 +110,7 @@ def _check_columns(one, columns):
     for o in columns:
         if one.items is None or o not in one.items:
             has = 'there are none' if one.items is None else ', '.join(map(str, one.items))
-            raise ValueError(f"no column {o!r} in the items of the runs: {has}")
+            raise ValueError(f"no column {o!r} in the items of the runs: {has}. Patients may be an array: groups=[...]")
 
 def _gather(runs, by, groups, n_bins, n, seed, miscoverage, data):
     "Check what was given, and put it together"
@@ -357,7 +357,7 @@ def calibration_report(
     title:str='Calibration report', # At the top of the page
     data:dict|None=None, # What else to say of the data: {'training images': 6720, 'source': ...}
     by:list|tuple=(), # Columns of the runs' `items` to judge by: 'modality', 'site'; not the true class
-    groups:str|bool|None=None, # Column of patients, resampled as a whole; default: 'patient', if there; False: none
+    groups=None, # Column of patients, or an array of them; default: 'patient', if there; False: none
     n_bins:int=15, # Bins of equal width
     n:int=1000, # Bootstrap resamples
     seed:int=0, # Of the resamples

@@ -148,7 +148,7 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     _check_logits(learn, kind)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
-    uncalibrate(learn)
+    warn_of_patients(uncalibrate(learn), dl, patient)
     z,y = _outputs(learn, dl, inner)
     _check_classes(learn, z)
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'shared_patients', 'ScaledNetwork', 'Report', 'page_section',
            'attempt_each', 'valid_preds_of', 'make_section', 'gap_interval', 'resampled', 'scaled_of', 'compared',
-           'predicted_gaps', 'independence', 'overlap_unknown', 'share_text', 'difference_text']
+           'predicted_gaps', 'independence', 'patients_seen', 'share_text', 'difference_text']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import numpy as np, pandas as pd
@@ -192,10 +192,12 @@ def independence(
 
 shared_patients = 'patients in more than one split'
 
-def overlap_unknown(
+def patients_seen(
     R:Report # What is judged
 )->str: # Empty where it is known
-    "That nobody said whether the training showed the same patients"
+    "That the training showed the same patients, or that nobody said whether it did"
+    if R.data.get(shared_patients):
+        return f' {R.data[shared_patients]:,} patients are in more than one split: all is better here than it is.'
     if shared_patients in R.data: return ''
     return (' Whether the networks were trained or calibrated on images of the same patients is not known to this '
             'page: if so, all is better here than it is.')

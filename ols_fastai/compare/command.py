@@ -95,6 +95,12 @@ def _name_some(names, n=10):
 _no_patients = """{} has no folders train, valid and test, so images are drawn one by one. \
 Where several show one patient, give --patient-from, or lists that keep them together"""
 
+def _patients_found(df):
+    "How many, and one of them, so that a wrong pattern is seen"
+    n,several = df['patient'].nunique(),int((df.groupby('patient').label.nunique()>1).sum())
+    found = f"{n:,} patients (that of {df['filename'].iloc[0]} is {df['patient'].iloc[0]})"
+    return f'{found}, {several:,} of them with images of several classes' if several else found
+
 def _split_folder(a, console):
     "The table of a folder tree, split if the tree is not"
     df = read_folder(a.folder, **_said(a, 'patient_from'), ignore=_inside(a.out, a.folder))
@@ -108,7 +114,7 @@ def _split_folder(a, console):
     few = sorted(set(df.label)-set.intersection(*(set(df.label[df['split']==o]) for o in SPLITS)))
     if few: _say(console, f"folder: too few images to train, validate and test {_name_some(few)}")
     counts = ', '.join(f'{n:,} images for {k}' for k,n in split_counts(df).images.astype(int).items())
-    who = f"; {df['patient'].nunique():,} patients" if 'patient' in df else ''
+    who = f'; {_patients_found(df)}' if 'patient' in df else ''
     names = _name_some(sorted(df.label.unique()))
     _say(console, f"folder: {counts}; {df.label.nunique()} classes: {names}{who}")
     return df.iloc[np.argsort(split_codes(df), kind='stable')].reset_index(drop=True)   # as lists have it

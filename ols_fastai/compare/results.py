@@ -259,6 +259,8 @@ def print_summary(
     console:Console # Where it is shown
 ):
     "Two tables, one row per method: as trained, and after temperature scaling; the best of a column in bold"
+    # of five classes or fewer it is always 0
+    if not results['Top-5 error %'].any(): results = results.drop(columns='Top-5 error %')
     plain,scaled = (results[results.scaled==o] for o in ('none','temperature'))
     console.print(_summary_table(plain.drop(columns='T'), 'as trained'))
     scaled = scaled.drop(columns=['seconds','accuracy %'])

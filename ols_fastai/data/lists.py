@@ -193,8 +193,8 @@ def patients_from_names(
         i = misses[0]
         raise ValueError(f"{row_place(df, i)}: patient_from='{pattern}' finds no patient in {names.iloc[i]}"
                          f"{and_more(len(misses))}. Change the pattern: "
-                         r"(pat\d+)_ finds pat0012 in pat0012_1.png, the brackets are around the patient and \d+ is a "
-                         "number; for a part of a folder's name put a / into it")
+                         r"([^_]+)_ finds pat0012 in pat0012_1.png, all before the first _; (\d+) the first number; "
+                         "the brackets are around the patient; for a part of a folder's name put a / into it")
     patients = text_series([o[find.groups] for o in found], df.index)
     if len(df)>=20 and patients.is_unique:
         warnings.warn(f"patient_from='{pattern}' makes each of the {len(df):,} images a patient of its own "
