@@ -258,7 +258,11 @@ def predict_alone(
     **kwargs # Of `Learner.get_preds`: `ds_idx` or `dl`, `act`, `inner` ...
 ): # What `get_preds` gives
     "Predictions of a whole list, by each of several processes for itself, without a bar"
-    with quiet_learner(learn), each_alone(learn): return learn.get_preds(**kwargs)
+    with quiet_learner(learn), each_alone(learn):
+        try: return learn.get_preds(**kwargs)
+        except IndexError as e:  # fastai looks for the labels
+            if not kwargs.get('with_loss') or 'tuple index' not in str(e): raise
+            raise ValueError("this loader has no labels to judge by: dls.test_dl(items, with_labels=True)") from e
 
 # %% ../nbs/00_core.ipynb #b3408f25
 @patch

@@ -16,7 +16,7 @@ from ols_fastai.calibration.scaling import calibrate
 from ols_fastai.calibration.temperature import apply_temperature, fit_temperature, refinement
 from ols_fastai.compare.comparison import compare
 from ols_fastai.compare.results import load_comparison, load_network, print_summary, run_file, run_learner
-from ols_fastai.compare.report import save_figures, save_report
+from ols_fastai.compare.report import save_figures, save_predictions, save_report
 from ols_fastai.compare.statistics import paired_differences
 
 here = Path(__file__).parent
@@ -277,6 +277,11 @@ def test_several_seeds_have_an_ensemble(data, tmp_path):
     print_summary(results, Console(file=out, width=200, force_jupyter=False))
     assert 'mean of 3 seeds' in out.getvalue() and out.getvalue().count('ensemble')==4
     page = save_report(tmp_path, ['hard','ols'], table_of(data), data).read_text()
+    (fn,),df = save_predictions(tmp_path, ['hard','ols'], table_of(data)),table_of(data)
+    table,(tensors,info) = pd.read_csv(fn),load_comparison(tmp_path)['ols']
+    p = apply_temperature(tensors['preds'], fit_temperature(tensors['valid_preds'], tensors['valid_targs']))
+    assert table.filename.tolist()==df.filename[df['split']=='test'].tolist() and table.label.tolist()==[info['vocab'][o] for o in tensors['targs']]
+    assert table['ols: class'].tolist()==[info['vocab'][o] for o in p.argmax(1)] and np.allclose(table['ols: probability'], p.amax(1), atol=1e-4) and 'hard: class' in table
     assert 'online label smoothing (ensemble)' in page and 'mean of 3' in page
     d = paired_differences(results[results.scaled=='none'], 'ols', measures=('NLL',))
     assert list(d.index.get_level_values('against'))==['hard'] and d.seeds.iloc[0]==3

@@ -313,3 +313,12 @@ def test_patients_who_were_seen_before_are_said(tmp_path):
     assert '3 patients are in more than one split: all is better here than it is.' in text(**shared)
     shared['patients in more than one split'] = 0
     assert 'all is better here' not in text(**shared)
+
+def test_a_finding_of_few_images_has_no_interval_in_the_differences(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.zeros((200,2), int)
+    y[:5,0],y[:50,1] = 1,1
+    runs = {k: dict(preds=(.2+.5*y+.3*rng.random(y.shape)).clip(0, 1), targs=y, vocab=['hernia','mass']) for k in 'ab'}
+    text = calibration_report(runs, tmp_path/'r.html', n=5).read_text()
+    t = cells(text, 'b minus a, as trained')
+    assert not any('(' in o for o in t.loc['hernia']) and all('(' in o for o in t.loc['mass'])

@@ -33,6 +33,12 @@ def test_notebook_is_clean_and_has_outputs(fn):
     # a report goes on without a section that fails, and a notebook without a function that it defines too late
     assert 'NameError' not in json.dumps([o['outputs'] for o in code])
 
+@pytest.mark.parametrize('fn', [o for o in notebooks() if o.parent.name=='tutorials'], ids=lambda o: o.stem)
+def test_tutorials_delete_nothing(fn):
+    "Readers put their own folders into them: what is temporary goes by itself"
+    code = '\n'.join(''.join(o['source']) for o in json.loads(fn.read_text())['cells'] if o['cell_type']=='code')
+    assert not re.search(r'rmtree|unlink|os\.remove\(|mkdtemp', code)
+
 # ---- what is imported is required
 
 def names(node):

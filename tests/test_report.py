@@ -496,7 +496,7 @@ def test_the_report_of_the_demo(demo, tmp_path, width):
     assert found['n_images']>=8 and not found['broken'] and found['page']<=width
     text = demo.read_text()
     assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images, 56 classes' in text
-    assert 'not of other brains' in text   # all images are of two
+    assert 'not of other brains' in text and 'is not known to this page' not in text   # all images are of two
 
 def test_a_part_that_fails_in_any_way_leaves_a_note():
     from ols_fastai.calibration.page import attempt, paragraph
@@ -567,9 +567,9 @@ def test_the_mistakes_that_all_networks_make_are_named(tmp_path):
     preds['a'][50] = wrong[50]; preds['b'][50] = torch.nn.functional.one_hot((y[50]+2)%6, 6)*.9+.1/6  # two mistakes that differ
     items = pd.DataFrame(dict(filename=[f'im{i}.png' for i in range(600)]))
     runs = {k: dict(preds=p, targs=y, vocab=vocab, items=items) for k,p in preds.items()}
-    assert 'All 2 networks make the same mistake about 2 of 600 images, the surest first: im9.png, im5.png.' in plain(calibration_report(runs, tmp_path/'r.html', n=5).read_text())
+    assert 'All 2 networks make the same mistake in 2 of 600 images, the surest first: im9.png, im5.png.' in plain(calibration_report(runs, tmp_path/'r.html', n=5).read_text())
     findings = {k: dict(preds=torch.tensor([[.9,.2],[.06,.9+q],[.8,.7],[.2,.1]]), targs=torch.tensor([[1,0],[1,0],[1,1],[1,0]]), vocab=['mass','nodule']) for k,q in (('a',.05),('b',0.))}
-    assert 'the same mistake about 1 of 4 images, with a confidence of 90 % and more, the surest first: row 1.' in plain(calibration_report(findings, tmp_path/'f.html', n=5).read_text())
+    assert 'see a finding, with a probability of 90 % and more, that is not in the labels in 1 of 4 images, the surest first: row 1.' in plain(calibration_report(findings, tmp_path/'f.html', n=5).read_text())
 
 def test_the_accuracy_of_a_group_has_an_interval_by_patient(tmp_path):
     from ols_fastai.calibration.resampling import proportion_interval

@@ -19,6 +19,7 @@ from ols_fastai.data.loaders import image_dls
 from ols_fastai.data.identity import *
 from ols_fastai.calibration.metrics import nll
 from ols_fastai.calibration.temperature import *
+from ols_fastai.calibration.report import calibration_report
 from ols_fastai.calibration.calibrated import *
 from ols_fastai.calibration.scaling import *
 from ols_fastai.calibration.interpretation import CalibrationInterpretation
@@ -876,6 +877,18 @@ def test_patients_of_the_training_among_those_of_the_calibration_are_said():
         warnings.filterwarnings('error', message='.*in its training too')
         quietly(lambda: calibrate(apart), apart); quietly(lambda: calibrate(learn), learn)
 
-def test_training_images_are_judged_with_a_word():
+def test_training_images_are_judged_with_a_word(tmp_path):
+    "The loader itself, and another one of the same rows; the page says it too"
     learn = fitted()
-    with pytest.warns(UserWarning, match='the images that the network was trained on'): CalibrationInterpretation.from_learner(learn, ds_idx=0)
+    with pytest.warns(UserWarning, match='was trained on .* of these'): CalibrationInterpretation.from_learner(learn, ds_idx=0)
+    learn,df = frame_learner()
+    rows = learn.dls.test_dl(df[df.split=='train'], with_labels=True)
+    with learn.no_bar(), pytest.warns(UserWarning, match='was trained on 90 of these 90'): seen = CalibrationInterpretation.from_learner(learn, dl=rows)
+    assert 'images that the network was trained on are among those that are judged' in calibration_report(seen, tmp_path/'r.html', n=3).read_text()
+    with warnings.catch_warnings(), learn.no_bar():
+        warnings.filterwarnings('error', message='.*was trained on')
+        CalibrationInterpretation.from_learner(learn, dl=learn.dls.test_dl(df[df.split=='valid'], with_labels=True))
+
+def test_a_loader_without_labels_is_named():
+    learn,df = frame_learner()
+    with learn.no_bar(), pytest.raises(ValueError, match='with_labels=True'): CalibrationInterpretation.from_learner(learn, dl=learn.dls.test_dl(df[:20]))

@@ -148,45 +148,48 @@ def _confused(R, k, o, n=10):
 @page_section('Confused classes')
 def _confusion(R): return attempt_each(R, 'confused classes', partial(_confused, R))
 
-def _mistake_table(k, mistakes):
+def _mistake_table(caption, mistakes):
     t = mistakes.assign(confidence=mistakes.confidence.map(percent_text), p_true=mistakes.p_true.map(percent_text))
     t = t.rename(columns={'predicted': 'predicted class', 'true': 'true class', 'filename': 'file',
                           'p_true': 'probability of the true class'})
-    return table(t, f'{k}: the {len(t)} mistakes with the highest confidence', 'row')
+    return table(t, caption, 'row')
 
 def _mistakes_of(R, k, o, n=8):
     mistakes = o.top_overconfident(n)
     if mistakes.empty: return [paragraph(f'{k} makes no mistake on these images.')]
-    blocks = [_mistake_table(k, mistakes)]
+    what = 'mistakes with the highest confidence'
+    if R.multi_label: what = 'surest mistakes: false alarms for half of them, if there are so many, and missed findings'
+    blocks = [_mistake_table(f'{k}: the {len(mistakes)} {what}', mistakes)]
     if o.images is None and o.dl is None: return blocks
     alt = f'The {len(mistakes)} images that {k} is wrong about with the highest confidence, as in the table above'
     def draw(): return figure(lambda: o.plot_top_overconfident(n), alt, f'{k}: the images of this table.')
     return blocks+attempt(f'{k}, images of the mistakes', draw, R.missing)
 
-_sure = .9  # confidence from which a finding on the wrong side of one half is more than a matter of the threshold
-
-def _agreed(R):
-    "How sure all networks are of the same mistake about an image, (N,); 0: they make none together"
-    targs,preds = R.first.targs,torch.stack([torch.as_tensor(o.preds).double() for o in R.runs.values()])
-    if R.multi_label:  # a mild one is one of the threshold
-        confidence,right = torch.maximum(preds, 1-preds),(preds>=.5)==targs.bool()
-        return (confidence.amin(0)*((confidence>=_sure)&~right).all(0)).amax(1)
-    confidence,said = preds.max(2)
-    return confidence.mean(0)*((said==said[0]).all(0)&(said[0]!=targs))
+def _agreed(R, least=.9):
+    """How sure all networks are of the same mistake about an image, (N,); 0: they make none together. Of findings a
+    false alarm of `least`: to be sure that a rare one is not there is no wonder"""
+    targs,nets = R.first.targs,[torch.as_tensor(o.preds) for o in R.runs.values()]
+    if R.multi_label:
+        p = torch.stack([torch.where(targs==1, 0, o).amax(1) for o in nets]).amin(0)
+        return p*(torch.stack([(o>=least)&(targs!=1) for o in nets]).all(0).any(1))
+    confidence,said = zip(*(o.max(1) for o in nets))
+    same = torch.stack([o==said[0] for o in said]).all(0)
+    return torch.stack(confidence).double().mean(0)*(same&(said[0]!=targs))
 
 def _shared_mistakes(R, most=5):
     "The images to look at first: all networks make the same mistake"
     if len(R.runs)<2: return []
     sure = _agreed(R)
     rows = sure.argsort(descending=True, stable=True)[:int((sure>0).sum())].tolist()
-    sure_of = f', with a confidence of {percent_text(_sure, 0)} and more' if R.multi_label else ''
-    if not rows: return [paragraph(f'No mistake is made by all networks alike{sure_of}.')]
+    what = 'see a finding, with a probability of 90 % and more, that is not in the labels' if R.multi_label else \
+           'make the same mistake'
+    if not rows: return [paragraph(f'There is no image of which all networks {what}.')]
     items = R.first.items
     files = items.filename.tolist() if items is not None and 'filename' in items else None
     names = [readable(files[i]) if files else f'row {i}' for i in rows]
-    return [paragraph(f'All {len(R.runs)} networks make the same mistake about {len(rows):,} of {len(sure):,} images'
-                      f'{sure_of}, the surest first: {some_names(names, most)}. A wrong label looks like this, and so '
-                      'does what none of them could learn.')]
+    return [paragraph(f'All {len(R.runs)} networks {what} in {len(rows):,} of {len(sure):,} images, the surest first: '
+                      f'{some_names(names, most)}. If labels are wrong, then more likely where all are sure; most of '
+                      'the others are images that none of them can tell.')]
 
 @page_section('Confident mistakes')
 def _mistakes(R):

@@ -120,6 +120,12 @@ def _summary(R):
                       f'Holm\'s correction for all of a network.{independence(R)}{patients_seen(R)}')]
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #943843cc
+def _rare(R, least=10):
+    "Which findings are too rare for an interval of their own, and yet in the means"
+    codes,targs = group_codes(R.patients, len(R.first.targs)),R.first.targs.numpy()
+    few = [name for k,name in enumerate(R.vocab) if len(np.unique(codes[targs[:,k]==1]))<least]
+    if few: return paragraph(f'The means hold findings in fewer than {least} {R.unit} too: {some_names(few, 6)}.')
+
 @page_section('Measures', findings=True)
 def _measures(R):
     tables = {}
@@ -127,7 +133,7 @@ def _measures(R):
     notes = attempt_each(R, 'measures', add, R.runs)
     text = pd.DataFrame({k: {m: interval_text(r, m) for m,r in t.iterrows()} for k,t in tables.items()})
     return [*notes, table(text, 'Means over the findings, with 95 % intervals', 'measure'),
-            _by_shares(R),
+            _by_shares(R), _rare(R),
             bullets(['macro AUROC: mean over the findings of the chance that an image with it has a higher probability '
                      'than one without', 'balanced accuracy: mean of sensitivity and specificity, from one half on',
                      'macro F1: mean of F1, from one half on',
@@ -182,7 +188,8 @@ def _thresholds(R, k, o, wanted=.9, least=10):
     few = [name for name,m in zip(o.vocab, n) if m<least]
     rest = f'; {some_names(few, 6)}: fewer than {least} images to choose on' if few else ''
     caption = (f'{k}, as trained: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on '
-               f'so many of {where}, and what it gives here; * finds less here, beyond chance{rest}')
+               f'so many of {where}, and what it gives here; * finds less here, beyond the chance of both sets of '
+               f'images{rest}')
     known = ~np.isnan(t)
     return [table(pd.DataFrame.from_dict(rows, orient='index'), caption, 'finding', sortable=len(rows)>8),
             _alarms(p[:,known], y, t[known])]
@@ -252,7 +259,11 @@ def _finding_by_group(R, by, k, o):
 def _by_group(R, by, k, o): return [_group_table(R, by, k, o), *_finding_by_group(R, by, k, o)]
 
 @page_section('Groups', findings=True)
-def _groups(R): return [b for by in R.by for b in attempt_each(R, f'by {by}', partial(_by_group, R, by))]
+def _groups(R):
+    blocks = [b for by in R.by for b in attempt_each(R, f'by {by}', partial(_by_group, R, by))]
+    said = (f'Each group by itself: whether groups differ is not tested. Where fewer than 10 {R.unit} of a group have '
+            'a finding there is no interval, and for means over the findings none if that is so for more than a tenth.')
+    return [paragraph(said), *blocks] if blocks else []
 
 page_section('Confident mistakes', findings=True)(_mistakes)
 
@@ -312,7 +323,8 @@ def _scaling(R):
                       'Cox 1958), all held near those that change nothing where few images have the finding. No AUROC '
                       'changes. A temperature above 1 moves every probability towards one half: it raises those of '
                       'rare findings, so that O/E falls, and what was right on average is then too high. An intercept '
-                      'puts that right. The change of the NLL is paired, image by image: * marks one whose interval '
+                      'puts that right but for the chance of the validation images, which no interval and no test '
+                      'here contains. The change of the NLL is paired, image by image: * marks one whose interval '
                       'does not hold 0.'), *notes,
             table(rows, 'Before and after scaling, means over the findings', 'network'),
             *attempt('differences after scaling', lambda: _scaled_differences(R), R.missing),

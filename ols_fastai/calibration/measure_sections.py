@@ -54,7 +54,7 @@ def _least_found(R, o, least=10):
         n = np.bincount(of, minlength=len(R.vocab))
         share = np.where(n>=least, np.bincount(of, correct, len(R.vocab))/n.clip(1), np.inf)
         k = int(share.argmin())
-        if not np.isfinite(share[k]): return ''
+        if share[k]>=1: return ''  # infinite where all have too few images
         rows[name] = f'{R.vocab[k]} ({share_text(R, correct, of==k)})'
     return (f" Of classes with {least} images and more it finds {rows['found']} least, and is least to be believed "
             f"where it says {rows['right']}.")
@@ -140,6 +140,7 @@ def _lowest(R):
 
 def _best_of(R):
     "Whose probabilities are the best, scaled if all are, and as trained"
+    if _few_mistakes(R): return [paragraph('Whose probabilities are the best can not be told from so few mistakes.')]
     what,how = 'NLL','each with one temperature'
     if R.multi_label: what,how = 'mean NLL of the findings','each with a slope and an intercept for each finding'
     said = f'Whose probabilities are the best? By the {what}, which should be small, '
@@ -151,9 +152,10 @@ def _best_of(R):
 
 def _few_mistakes(R, least=10):
     "A note on networks with so few mistakes that intervals and tests don't hold what they say"
+    if R.multi_label: return
     codes = group_codes(R.patients, len(R.first.targs))
     wrong = {k: len(np.unique(codes[~o.stats.correct])) for k,o in R.runs.items()}
-    few = '; '.join(f'{k} is wrong about {n} of {codes.max()+1:,}' for k,n in wrong.items() if n<least)
+    few = '; '.join(f'{k} is wrong about {n} of {codes.max()+1:,} {R.unit}' for k,n in wrong.items() if n<least)
     if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to say whether probabilities '
                              f'are right: {few}. Intervals and tests of such a network promise too much, and may '
                              'contradict each other: in simulations those at 95 % held in 82 to 92 %.', 'note')

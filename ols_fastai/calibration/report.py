@@ -22,6 +22,7 @@ from .metrics import *
 from .resampling import *
 from .interpretation import *
 from .groups import *
+from .calibrated import trained_on
 from .sections import *
 from .measure_sections import *
 from .picture_sections import *
@@ -130,7 +131,10 @@ def _gather(runs, by, groups, n_bins, n, seed, miscoverage, data):
     unit = 'images' if patients is None else f'{name}s'
     for o in by:
         if not one.multi_label: one.calibration_by(o, groups=False)  # raises for the true class
-    data = {**_learner_splits(one), **(data or {})}
+    seen = {}
+    if one.learn is not None and trained_on(one.learn, one.dl)[1]:
+        seen[shared_patients] = 'images that the network was trained on are among those that are judged'
+    data = {**_learner_splits(one), **seen, **(data or {})}
     return Report(good, known, by, unit, patients, n_bins, n, seed, miscoverage, data, missing)
 
 # %% ../../nbs/73_calibration.report.ipynb #05181c3a

