@@ -43,8 +43,8 @@ def _finding_tests(R, preds):
 def _finding_verdict(R, name, o):
     auroc = findings_table(o.preds, o.targs, R.patients).loc['macro AUROC']
     t = class_table(o.preds, o.targs, o.vocab, groups=R.patients)
-    return (f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {_which_off(R, o.preds, t)}. {_slopes(t)}'
-            f'{_found(t)}{_once_scaled(R, name)}')
+    off = f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {_which_off(R, o.preds, t)}.'
+    return '\n'.join(o.strip() for o in (off, _slopes(t), _found(t), _once_scaled(R, name)) if o)
 
 def _which_off(R, preds, t):
     "Which findings have wrong probabilities; `t`: their `class_table`"
@@ -58,7 +58,7 @@ def _scaled_verdict(R, k):
     if not scaled_of(R, k): return ''
     _,n,preds = scaled_of(R, k)
     t = class_table(preds, R.first.targs, R.vocab, groups=R.patients)
-    return (f' With a slope and an intercept for each, fitted to {n:,} validation images: {_which_off(R, preds, t)}. '
+    return (f'With a slope and an intercept for each, fitted to {n:,} validation images: {_which_off(R, preds, t)}. '
             f'{_slopes(t)}').rstrip()
 
 def _once_scaled(R, k):

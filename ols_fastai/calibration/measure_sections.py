@@ -74,7 +74,7 @@ def _scaled_gap(R, k):
     right = (valid_preds.argmax(1)==valid_targs).all()
     fitted = f'assumed: no mistake among the {n:,}' if right else f'fitted to {n:,}'
     return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}.'
-            f"{_classes_off(R, k, r, ' even with it')}")
+            f"\n{_classes_off(R, k, r, ' even with it').strip()}")
 
 def _once_scaled(R, k):
     said = []
@@ -89,7 +89,8 @@ def _verdict(R, name, o):
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
     rest = _once_scaled(R, name) or _classes_off(R, name, o.resamples(**R.resampling))
-    return f'{mean} {_of_the_sure(R, o.stats)}{calibrated}{rest}{_least_found(R, o)}'
+    said = [mean, _of_the_sure(R, o.stats)+calibrated, rest, _least_found(R, o)]
+    return '\n'.join(o.strip() for o in said if o)
 
 def _nll_difference(R, k, level):
     "NLL of a network minus that of the best"

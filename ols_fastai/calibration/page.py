@@ -82,7 +82,7 @@ def paragraph(
     return dict(kind='paragraph', text=readable(text), css=kind)
 
 def bullets(
-    items:list # Texts
+    items:list # Texts, of one or more lines
 )->dict:
     "A list with bullets"
     return dict(kind='bullets', items=[readable(o) for o in items])
@@ -304,7 +304,7 @@ def _policy(script):
 _blocks_html = """
 {% macro paragraph(b) %}<p{% if b.css %} class="{{ b.css }}"{% endif %}>{{ b.text }}</p>{% endmacro %}
 
-{% macro bullets(b) %}<ul>{% for o in b['items'] %}<li>{{ o }}</li>{% endfor %}</ul>{% endmacro %}
+{% macro bullets(b) %}<ul>{% for o in b['items'] %}<li>{% for line in o.splitlines() %}{{ line }}{{ '' if loop.last else '<br>'|safe }}{% endfor %}</li>{% endfor %}</ul>{% endmacro %}
 
 {% macro web_links(b) %}
 <ul>{% for text,url in b['items'] %}<li><a href="{{ url }}">{{ text }}</a></li>{% endfor %}</ul>
