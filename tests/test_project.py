@@ -22,6 +22,10 @@ def test_export_leaves_no_difference():
 def test_readme_is_its_notebook():
     assert (root/'README.md').read_text()==readme(), 'run `make readme` and commit the result'
 
+def test_readme_has_every_notebook():
+    missing = [o.stem for o in notebooks() if o.stem!='index' and f'{o.name})' not in readme()]
+    assert not missing, f'index.ipynb has no link to {missing}'
+
 @pytest.mark.parametrize('fn', notebooks(), ids=lambda o: o.stem)
 def test_notebook_is_clean_and_has_outputs(fn):
     nb = json.loads(fn.read_text())
