@@ -28,7 +28,7 @@ browser:
 setup: $(VENV)/installed ## makes .venv, installs everything, and git hooks that keep notebooks clean
 	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/nbdev_install_hooks; fi
 
-demo: setup ## trains on the embedded data set and writes demo/ (about 5 minutes on 2 cores)
+demo: setup ## trains on the embedded data set and writes demo/ (about 6 minutes on 2 cores)
 	$(BIN)/ols_compare --data brain_regions --arch small_cnn --size 40 --epochs 14 --out demo
 
 # Two notebooks or tests at a time on two cores: with a thread each they don't take turns.
