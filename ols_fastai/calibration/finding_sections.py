@@ -20,7 +20,7 @@ from .interpretation import *
 from .groups import *
 from .one_class import *
 from .sections import *
-from .measure_sections import _best_of, _by_shares, _differences, _p_text
+from .measure_sections import _best_of, _by_shares, _differences, _once_scaled, _p_text
 from .class_sections import *
 from .class_sections import _classes, _groups_of, _mistakes
 from .scaled_sections import *
@@ -28,11 +28,11 @@ from .scaled_sections import *
 # %% ../../nbs/72_calibration.finding_sections.ipynb #7a1d677f
 _tests = ('mean probability','Spiegelhalter','slope')
 
-def _finding_tests(R, preds):
-    "z and p of three tests of each finding, and `p_holm`: (finding, test) by row"
+def _finding_tests(R, preds, rows=None):
+    "z and p of three tests of each finding, and `p_holm`: (finding, test) by row; `rows`: their `class_table`, if made"
     tables = {name: calibration_test(preds, R.first.targs, k, R.patients) for k,name in enumerate(R.vocab)}
     t = pd.concat(tables, names=['finding','test'])
-    rows = class_table(preds, R.first.targs, R.vocab, groups=R.patients)
+    if rows is None: rows = class_table(preds, R.first.targs, R.vocab, groups=R.patients)
     # too extreme, a slope below 1, is above 0
     z = (1-rows.slope)/((rows.slope_high-rows.slope_low)/(2*stats.norm.ppf(.975)))
     slope = pd.DataFrame({'z': z.to_numpy(), 'p': 2*stats.norm.sf(abs(z))},
@@ -44,11 +44,11 @@ def _finding_verdict(R, name, o):
     auroc = findings_table(o.preds, o.targs, R.patients).loc['macro AUROC']
     t = class_table(o.preds, o.targs, o.vocab, groups=R.patients)
     off = f'{name}: macro AUROC {interval_text(auroc)}; probabilities: {_which_off(R, o.preds, t)}.'
-    return '\n'.join(o.strip() for o in (off, _slopes(t), _found(t), _once_scaled(R, name)) if o)
+    return '\n'.join(o.strip() for o in (off, _slopes(t), _found(t), _once_scaled(R, name, _scaled_verdict)) if o)
 
 def _which_off(R, preds, t):
     "Which findings have wrong probabilities; `t`: their `class_table`"
-    p = _finding_tests(R, preds).p_holm.unstack().loc[R.vocab]
+    p = _finding_tests(R, preds, t).p_holm.unstack().loc[R.vocab]
     off = list(p.min(axis=1).sort_values(kind='stable').pipe(lambda v: v[v<.05]).index)
     if not off: return f'none is shown to be off{_uncorrected(t)}'
     return _direction(t.loc[off], len(t), p['mean probability'][off]<.05)
@@ -61,10 +61,6 @@ def _scaled_verdict(R, k):
     return (f'With a slope and an intercept for each, fitted to {n:,} validation images: {_which_off(R, preds, t)}. '
             f'{_slopes(t)}').rstrip()
 
-def _once_scaled(R, k):
-    said = []
-    attempt('', lambda: said.append(_scaled_verdict(R, k)), [])  # After scaling has the notes and says what failed
-    return ''.join(said)
 
 def _ratio_text(row): return f"{row.name} ({short_interval(row, 'O/E')} times as frequent as they say)"
 

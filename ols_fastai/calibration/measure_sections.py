@@ -76,9 +76,9 @@ def _scaled_gap(R, k):
     return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}.'
             f"\n{_classes_off(R, k, r, ' even with it').strip()}")
 
-def _once_scaled(R, k):
+def _once_scaled(R, k, say):
     said = []
-    attempt('', lambda: said.append(_scaled_gap(R, k)), [])  # After scaling has the notes and says what failed
+    attempt('', lambda: said.append(say(R, k)), [])  # After scaling has the notes and says what failed
     return ''.join(said)
 
 def _verdict(R, name, o):
@@ -88,7 +88,7 @@ def _verdict(R, name, o):
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {_gap_text(gap)}.'
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
-    rest = _once_scaled(R, name) or _classes_off(R, name, o.resamples(**R.resampling))
+    rest = _once_scaled(R, name, _scaled_gap) or _classes_off(R, name, o.resamples(**R.resampling))
     said = [mean, _of_the_sure(R, o.stats)+calibrated, rest, _least_found(R, o)]
     return '\n'.join(o.strip() for o in said if o)
 
