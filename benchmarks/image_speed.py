@@ -1,33 +1,38 @@
 """Images per second from files on disk to a normalised, augmented batch on a CPU: ours, fastai's default,
-torchvision's, spdl's, and the limit.
+torchvision's, spdl's, MONAI's, and the limit.
 
-    python benchmarks/image_speed.py  # 10 minutes; writes benchmarks/image_speed.csv
+    pip install --no-deps monai spdl-core spdl-io
+    python benchmarks/image_speed.py  # 20 minutes; writes benchmarks/image_speed.csv
 
 Files are made up (smooth shapes and noise), of 224 and 512 pixels, PNG and JPEG, grey and in colour; batches of 64
-at 224 x 224, mirrored at random. One epoch is one measurement, the start of threads and worker processes included.
+at 224 x 224, mirrored at random. One epoch is one measurement, the start of threads and worker processes included;
+ways that take less than half a second have an epoch before it that does not count.
 `workers` are threads of ours, of `limit` and of spdl, and processes of fastai and torchvision. The ways take turns,
 and ratios are taken within a turn; medians over the turns. On a machine that others use too the CPU seconds of all
 processes are the steadier measure; both are written down, with the machine's load at the time. `limit` is `cv2.imread`
 and `cv2.resize` with the interpolation that ours takes, in as many threads, 16 files a task, and nothing else: no
-batch, no floats. `ours, 1 channel` is for networks that take grey images as they are. `ours, a task an image` shows
+batch, no floats. `limit, floats` does what a batch on a CPU can't be had without: each image is looked up in a table
+of floats, and written to memory that is used again. `ours, 1 channel` is for networks that take grey images as they are. `ours, a task an image` shows
 what the hand-over between threads costs. `ours, cache` is a later epoch, whose images the first has kept; `bytes`
 copies them from where they lie, in one thread. `spdl` is spdl-core's pipeline as its documentation has it, a stage for
-each image; it is left out where spdl-core is not installed.
+each image; `MONAI` is the first epoch of its CacheDataset, which reads all images and then makes batches of them.
 """
 import itertools, os, resource, statistics, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, PIL, torch, torchvision
 from torchvision.transforms import v2
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, parent_label
 from fastai.vision.all import Flip, Normalize, Resize, imagenet_stats
+from monai.data import CacheDataset, DataLoader as MonaiLoader
+from monai.transforms import Compose, LoadImage, NormalizeIntensity, RandFlip, RepeatChannel, Resize as MonaiResize
+from spdl.pipeline import PipelineBuilder
 from common import here
 from ols_fastai.core import package_versions, write_csv
 from ols_fastai.data.loaders import image_dls
 from ols_fastai.data.reading import BatchReader
-try: from spdl.pipeline import PipelineBuilder
-except ImportError: PipelineBuilder = None
 
 size,bs,n_files,n_images,rounds = 224,64,32,256,5
 flags = cv2.IMREAD_ANYDEPTH|cv2.IMREAD_ANYCOLOR
@@ -65,12 +70,21 @@ class Files(torch.utils.data.Dataset):
         fn,y = self.fns[i]
         return self.tfm(torchvision.datasets.folder.default_loader(fn)),y
 
-def bare(fns):
-    for fn in fns: cv2.resize(cv2.imread(str(fn), flags), (size,size), interpolation=cv2.INTER_AREA)
+def read_resized(fn): return cv2.resize(cv2.imread(str(fn), flags), (size,size), interpolation=cv2.INTER_AREA)
 
-def limit(fns, workers):
-    if not workers: return bare(fns)
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(bare, [fns[i:i+16] for i in range(0, len(fns), 16)]))
+def bare(fns):
+    for fn in fns: read_resized(fn)
+
+def floats(fns):
+    table,room = ((np.arange(256)/255-.5)/.5).astype(np.float32),np.empty((3,size,size), np.float32)
+    for fn in fns:
+        a = read_resized(fn)
+        for c,o in enumerate(cv2.split(a)): cv2.LUT(o, table, dst=room[c])
+        if a.ndim==2: room[1:] = room[0]
+
+def limit(fns, workers, work=bare):
+    if not workers: return work(fns)
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(work, [fns[i:i+16] for i in range(0, len(fns), 16)]))
 
 def our_dl(fns, workers, **kwargs):
     root = fns[0].parent.parent
@@ -91,10 +105,6 @@ def copy_bytes(dl):
     n = size*size*(3 if cache.records['kind'][0]==2 else 1)
     for i in dl.dataset.items.rows: np.array(cache.images[i,:n])
 
-def read_resized(fn):
-    a = cv2.imread(str(fn), flags)
-    return cv2.resize(a, (size,size), interpolation=cv2.INTER_AREA)
-
 def collate(images):
     x = torch.from_numpy(np.stack(images))
     x = x.permute(0, 3, 1, 2) if x.ndim==4 else x[:,None].expand(-1, 3, -1, -1)
@@ -105,6 +115,15 @@ def spdl_epoch(fns, workers):
     pipeline = builder.pipe(collate).add_sink(2).build(num_threads=max(1, workers)+1)
     with pipeline.auto_stop():
         assert sum(len(x) for x in pipeline)==len(fns)
+
+def monai_epoch(fns, workers):
+    n_channels = cv2.imread(str(fns[0]), flags).ndim
+    steps = [LoadImage(image_only=True, ensure_channel_first=True), MonaiResize((size,size)),
+             NormalizeIntensity(subtrahend=127.5, divisor=127.5)]
+    if n_channels==2: steps.insert(2, RepeatChannel(3))
+    data = CacheDataset(fns, Compose([*steps, RandFlip(.5, spatial_axis=1)]), num_workers=max(1, workers),
+                        progress=False)
+    assert sum(len(x) for x in MonaiLoader(data, batch_size=bs, shuffle=True))==len(fns)
 
 def epoch(dl):
     n = 0
@@ -128,11 +147,14 @@ def all_ways(fns, side, ext, workers):
            'torchvision': torch.utils.data.DataLoader(Files(fns), **plain)}
     dls['ours, cache'] = our_dl(fns, workers, cache=fns[0].parent.parent/f'cache{workers}')
     if ext=='jpg' and side>=2*size: dls['ours, min_side'] = our_dl(fns, workers, min_side=size)
-    ways = {'limit': partial(limit, fns, workers), **{k: partial(epoch, o) for k,o in dls.items()}}
+    limits = {'limit': partial(limit, fns, workers), 'limit, floats': partial(limit, fns, workers, floats)}
+    ways = {**limits, **{k: partial(epoch, o) for k,o in dls.items()}}
     ways['bytes'] = partial(copy_bytes, dls['ours, cache'])
     if workers: ways['ours, a task an image'] = partial(a_task_an_image, dls['ours'])
-    if PipelineBuilder: ways['spdl'] = partial(spdl_epoch, fns, workers)
+    ways['spdl'],ways['MONAI'] = partial(spdl_epoch, fns, workers),partial(monai_epoch, fns, workers)
     return ways
+
+slow = ('fastai','torchvision','spdl','MONAI')   # a second and more, of which memory is a small part
 
 def timed(f):
     "Seconds and CPU seconds of an image"
@@ -146,6 +168,7 @@ def measure(fns, side, ext, workers):
     times = {k: [] for k in ways}
     for turn in range(rounds+1):
         for k,f in ways.items():
+            if k not in slow: f()   # a virtual machine may have given its memory away meanwhile
             took = timed(f)
             if turn: times[k].append(took)  # the first turn warms up
     return times
@@ -156,13 +179,15 @@ def rows(times, **about):
         wall,cpus = (statistics.median(x) for x in zip(*o))
         yield dict(**about, way=k, images_per_s=round(1/wall, 1), cpu_ms=round(1000*cpus, 4),
                    of_limit=ratio('limit', k, 0), of_limit_cpu=ratio('limit', k, 1),
+                   of_floats=ratio('limit, floats', k, 0), of_floats_cpu=ratio('limit, floats', k, 1),
                    over_fastai=ratio('fastai', k, 0), over_fastai_cpu=ratio('fastai', k, 1),
                    over_ours=ratio('ours', k, 0), over_bytes=ratio('bytes', k, 0), rounds=rounds)
 
 def main():
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    versions = dict(package_versions(), **{o.__name__: o.__version__ for o in (cv2,PIL,torchvision)})
+    versions = dict(package_versions(), **{o.__name__: o.__version__ for o in (cv2,PIL,torchvision)},
+                    **{o: version(o) for o in ('monai','spdl-core')})
     out = []
     with tempfile.TemporaryDirectory() as tmp:
         kinds = list(itertools.product((1,3), (224,512), ('png','jpg')))

@@ -3,7 +3,8 @@ import csv, io, os, shutil, subprocess, sys, warnings
 from functools import partial
 import cv2, numpy as np, pandas as pd, pytest, torch
 from hypothesis import example, given, settings, strategies as st
-from fastai.vision.all import Flatten, Learner, Resize, CrossEntropyLossFlat, Tensor, accuracy, nn, no_random, noop, plt
+from fastai.vision.all import (Flatten, Learner, Resize, CrossEntropyLossFlat, Tensor, TensorImage, Transform, accuracy, imagenet_stats, nn, no_random,
+                               noop, plt)
 from fastai.callback.progress import ProgressCallback
 from ols_fastai.data.checks import check_images
 from ols_fastai.data.tables import *
@@ -14,6 +15,7 @@ from ols_fastai.data.files import *
 from ols_fastai.data.items import *
 from ols_fastai.data.loaders import *
 from ols_fastai.data.reading import ReadRow
+from ols_fastai.data.transforms import inception_stats
 from ols_fastai.data.datasets import RadImageNet
 from ols_fastai.train.models import create_model, load_radimagenet
 
@@ -718,6 +720,24 @@ def test_workers_do_not_change_what_is_drawn(shapes):
         for a,b in zip(runs[0], other): assert torch.equal(a, b)
     plain = epochs(shapes, 0)
     assert not torch.equal(runs[0][0], plain[0]) and not torch.equal(runs[0][0].flatten().sort()[0], runs[0][1].flatten().sort()[0])   # cut anew in each epoch
+
+class Same(Transform):
+    "Does nothing, so that batches are put together in bytes and made floats as a whole"
+    def encodes(self, x:TensorImage): return x
+
+@pytest.mark.parametrize('stats,channels', [(inception_stats,3), (imagenet_stats,3), (([.4],[.3]),1)])
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_floats_are_the_same_wherever_they_are_made(tmp_path, stats, channels, num_workers):
+    "Image by image, where only their values change, or batch by batch; for grey, colour and 16 bits"
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        a = rng.integers(0, 256, (20,20,3)[:2+i%2]).astype(np.uint8)
+        assert cv2.imwrite(str(tmp_path/f'{i}.png'), a.astype(np.uint16)*257+3 if i%3==2 else a)
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(30)], label=['a','b']*15, split=['train']*21+['valid']*9))
+    def batches(**kwargs):
+        with no_random(5): dls = image_dls(df, root=tmp_path, bs=4, size=12, flip=True, stats=stats, channels=channels, num_workers=num_workers, **kwargs)
+        return [x for dl in dls.loaders for x,_ in dl]     # held until all have come
+    for a,b in zip(batches(), batches(batch_tfms=Same()), strict=True): assert a.shape[1]==channels and torch.equal(a, b)
 
 def test_workers_do_not_change_which_image_stands_in(shapes, tmp_path):
     for o in ('train0','train3'): cut(tmp_path/f'img/cyst/{o}.png')

@@ -6,7 +6,7 @@
 __all__ = ['ImageCache']
 
 # %% ../../nbs/21_data.cache.ipynb #cac4e002
-import cv2, hashlib, json, os, shutil, threading, warnings, zlib
+import cv2, hashlib, json, math, os, shutil, threading, warnings, zlib
 import numpy as np
 from errno import ENOSPC
 from fastcore.basics import patch
@@ -64,8 +64,9 @@ class ImageCache:
         self.slot = 6*max(h*w for h,w in (self.size,self.window_size))
         records = _grow(self.folder/'records.bin', n*_record.itemsize)
         images = _grow(self.folder/'images.bin', n*self.slot)
-        self.records = np.memmap(records, _record, 'r+', shape=(n,))
-        self.images = np.memmap(images, np.uint8, 'r', shape=(n,self.slot))
+        # as plain arrays: to cut a piece off a memmap takes longer than to copy it
+        self.records = np.asarray(np.memmap(records, _record, 'r+', shape=(n,)))
+        self.images = np.asarray(np.memmap(images, np.uint8, 'r', shape=(n,self.slot)))
         # written as a file: where a disk is full, a write to mapped memory would end the program
         self.file,self.lock,self.is_full = open(images, 'r+b', buffering=0),threading.Lock(),False
         self.seen = np.zeros(n, bool)
@@ -104,11 +105,11 @@ def get(self:ImageCache,
     path:str # Of its file
 )->np.ndarray|None:
     "An image, if it is there. Raises `ValueError` where its file has changed"
-    kind = int(self.records[i]['kind'])
+    kind = int(self.records['kind'][i])
     if not kind: return None
     dtype,ndim = _kinds[kind-1]
     shape = (*self._shape(i),3)[:ndim]
-    a = np.array(self.images[i,:np.prod(shape)*np.dtype(dtype).itemsize])
+    a = np.array(self.images[i,:math.prod(shape)*np.dtype(dtype).itemsize])
     if not self.seen[i]:
         if zlib.crc32(a)!=self.records[i]['crc']: return None
         self._check_unchanged(i, path)

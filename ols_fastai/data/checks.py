@@ -20,9 +20,9 @@ from .files import *
 # %% ../../nbs/18_data.checks.ipynb #28150ff2
 def _digest(a):
     "16 bytes that stand for an image's pixels"
-    h = hashlib.blake2b(f'{a.shape}{a.dtype}'.encode(), digest_size=16)
-    h.update(np.ascontiguousarray(a))
-    return h.digest()
+    h = hashlib.sha256(np.ascontiguousarray(a))   # processors do it in hardware
+    h.update(f'{a.shape}{a.dtype}'.encode())
+    return h.digest()[:16]
 
 def _is_blank(a): return a.flat[0]==a.flat[-1] and a.min()==a.max()   # two corners tell most apart
 

@@ -56,7 +56,7 @@ def read_image(
     """Read an image file. Raises `FileNotFoundError`; `ValueError`, naming the file and the cause, for one that is no
     image, is damaged or holds several; and `ImportError` for DICOM without pydicom"""
     try:
-        with open(fn, 'rb') as f: data = f.read()
+        with open(fn, 'rb', buffering=0) as f: data = f.read()
     except (FileNotFoundError,IsADirectoryError) as e: raise FileNotFoundError(f"no image file {fn}") from e
     try: return _read_dicom(data, window) if _is_dicom(data, fn) else _decode(data, window, min_side)
     except ImportError as e: raise ImportError(f"{fn} {e}") from e

@@ -21,6 +21,7 @@ from .images import _planes
 from .items import *
 from .cache import *
 from .transforms import *
+from .transforms import _buffers, _ToFloats
 
 # %% ../../nbs/22_data.reading.ipynb #d7b37b66
 _here = threading.local()   # `key`: of the image that this thread is reading
@@ -119,8 +120,17 @@ class RowLabel(Transform):
     def encodes(self, o): return o['label']
 
 # %% ../../nbs/22_data.reading.ipynb #901386e6
-class _Batch:
-    "Images of a batch, in bytes as long as all are"
+class _Floats:
+    "Images of a batch, made floats and normalised one by one"
+    def __init__(self, n, size, to_floats):
+        self.to_floats,self.x = to_floats,_buffers.get((n,len(to_floats.table),*size))
+        self.places = self.x.numpy()
+
+    def put(self, k, a): self.to_floats.put(a, self.places[k])
+    def tensor(self): return self.x.as_subclass(TensorNormalised)
+
+class _Bytes:
+    "Images of a batch for other transforms, or for a GPU: in bytes as long as all are"
     def __init__(self, n, planes, size): self.x,self.others = np.empty((n,planes,*size), np.uint8),{}
 
     def put(self, k, a):
@@ -129,14 +139,14 @@ class _Batch:
         elif a.ndim==3: cv2.split(a, list(self.x[k]))
         else: self.x[k] = a
 
-    def array(self):
+    def tensor(self):
         "(B,1,H,W) or (B,3,H,W), of uint8, or float32 on the same scale"
         others = {k: _planes(a) for k,a in self.others.items()}
         planes = max([self.x.shape[1], *map(len, others.values())])
         x = self.x if planes==self.x.shape[1] else self.x.repeat(planes, axis=1)
         if any(o.dtype!=np.uint8 for o in others.values()): x = x.astype(np.float32)
         for k,a in others.items(): x[k] = a
-        return x
+        return torch.from_numpy(x).as_subclass(TensorCVImage)
 
 # %% ../../nbs/22_data.reading.ipynb #6cff9f0b
 def _kinds(fs): return [type(o) for o in fs if o.name!='noop']
@@ -189,6 +199,8 @@ class BatchReader:
         self.draws = bool(_generators_of(self.resizes))
         self.channels = 1 if issubclass(self.reader.reads[0].kind, CVGrey) else 3
         self.is_plain = self._only_normalises(dl.after_batch.fs)
+        on_cpu = dl.device is None or torch.device(dl.device).type=='cpu'
+        self.to_floats = _ToFloats(dl.after_batch.fs[1]) if self.is_plain and on_cpu else None
         self.tables = [self._label_table(o) for o in self.labels]
         self.planes = 1   # until there is colour
 
@@ -235,17 +247,22 @@ def _categories(self:BatchReader, tl, table, rows):
 @patch
 def _finish(self:BatchReader, batch, rows):
     "A batch that is filled, as fastai would have put it together"
-    x = torch.from_numpy(batch.array())
+    x = batch.tensor()
     self.planes = min(x.shape[1], self.channels)
-    if self.is_plain and x.dtype==torch.uint8: x = x.as_subclass(TensorBytes)
-    else: x = x.expand(-1, self.channels, -1, -1).contiguous().as_subclass(TensorCVImage)   # others may write to it
+    if not self.is_plain: x = x.expand(-1, self.channels, -1, -1).contiguous()   # others may write to it
     return x,*(self._categories(tl, table, rows) for tl,table in zip(self.labels, self.tables))
 
 # %% ../../nbs/22_data.reading.ipynb #366a567f
 @patch
+def _empty(self:BatchReader, n):
+    "Room for a batch"
+    size = self.resizes[-1].size
+    return _Floats(n, size, self.to_floats) if self.to_floats else _Bytes(n, self.planes, size)
+
+@patch
 def _start(self:BatchReader, pool, rows):
     "Have threads fill a batch"
-    batch,n = _Batch(len(rows), self.planes, self.resizes[-1].size),self._images_each(len(rows))
+    batch,n = self._empty(len(rows)),self._images_each(len(rows))
     tasks = [pool.submit(self._fill, batch, rows, range(k, min(k+n, len(rows)))) for k in range(0, len(rows), n)]
     return batch,rows,tasks
 
@@ -274,7 +291,7 @@ def batches(self:BatchReader,
     "Read batch after batch"
     if not self.n_threads:
         for rows in chunks:
-            batch = _Batch(len(rows), self.planes, self.resizes[-1].size)
+            batch = self._empty(len(rows))
             self._fill(batch, rows, range(len(rows)))
             yield self._finish(batch, rows)
         return
