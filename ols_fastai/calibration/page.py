@@ -201,7 +201,7 @@ header p { color: var(--soft); margin: 0; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .3rem 0; }
 h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 nav { margin: 1.2rem 0; padding: .8rem 1rem; background: var(--tint); border-radius: 8px; }
-nav ol { margin: .3rem 0 0; padding-left: 1.4rem; columns: 9rem; }
+nav ol { margin: .3rem 0 0; padding-left: 1.4rem; columns: 11rem; column-gap: 2rem; }
 main { min-width: 0; }
 p, li { max-width: 46rem; }
 p.note { border-left: 4px solid var(--line); padding-left: .8rem; color: var(--soft); }
