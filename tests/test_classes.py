@@ -171,14 +171,14 @@ def test_too_few_images_and_the_reason():
     t = torch.where((t==2) & ((t==2).cumsum(0)>9), 1, t)  # nine of class 2
     table = class_table(p, t, list('abcd'))
     row = table.loc['c']
-    assert row.note=='the class in 9 images only' and row.n==9 and np.isfinite(ends(row, 'sensitivity')).all() and np.isfinite(row.AUROC)
+    assert row.note=='the class in 9 images only, of 10 needed' and row.n==9 and np.isfinite(ends(row, 'sensitivity')).all() and np.isfinite(row.AUROC)
     assert row[['AUROC_low','AUPRC_high','O/E_low','slope','slope_low','intercept']].isna().all()
     assert (table.drop('c').note=='').all() and table.drop('c').drop(columns='note').notna().all(axis=None)
     q,u,g = tenfold(p, t)
-    assert class_table(q, u, groups=g).note[2]=='the class in 9 patients only'  # 90 images
+    assert class_table(q, u, groups=g).note[2]=='the class in 9 patients only, of 10 needed'  # 90 images
     y = torch.ones(40); y[:3] = 0
-    assert class_table(torch.rand(40, generator=torch.Generator().manual_seed(0)), y).note[0]=='another class in 3 images only'
-    assert class_table(p, torch.where(t==2, 1, t)).note[2]=='the class in 0 images only'
+    assert class_table(torch.rand(40, generator=torch.Generator().manual_seed(0)), y).note[0]=='another class in 3 images only, of 10 needed'
+    assert class_table(p, torch.where(t==2, 1, t)).note[2]=='the class in 0 images only, of 10 needed'
 
 def test_separation_has_no_slope():
     y = np.repeat([0,1], 30)

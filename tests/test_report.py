@@ -606,3 +606,35 @@ def test_the_error_of_the_surest_is_told(tmp_path):
     p = torch.tensor([[.9,.1]]*5+[[.8,.2]]*5+[[.7,.3]]*10); y = torch.tensor([0]*4+[1]+[0]*3+[1]*2+[0]*5+[1]*5)
     t = cells(calibration_report({'net': (p,y)}, tmp_path/'r.html', n=5).read_text(), 'Error among the most confident')
     assert t.loc['net'].tolist()==['20.0 %','30.0 %','40.0 %','40.0 %'] and list(t)==['20 % kept','50 % kept','80 % kept','100 % kept']
+
+def two_classes(scale=1., n=400, seed=0):
+    "A network of two classes with its validation images; with `scale` 0 one that has learnt nothing"
+    rng = np.random.default_rng(seed)
+    z = rng.normal(-.5, 1.5, 2*n)
+    y = torch.tensor((rng.random(2*n)<1/(1+np.exp(-z))).astype(int))
+    f = torch.tensor(1/(1+np.exp(-(scale*z-.8))))
+    p = torch.stack([1-f, f], 1).float()
+    return dict(preds=p[:n], targs=y[:n], valid_preds=p[n:], valid_targs=y[n:], vocab=['no','yes'])
+
+def test_two_classes_have_thresholds_chosen_on_validation_images_and_a_picture(tmp_path):
+    r = two_classes()
+    page = plain(calibration_report({'a': r}, tmp_path/'a.html', n=20).read_text())
+    found = r['valid_preds'][:,1][r['valid_targs']==1].sort(descending=True).values
+    t = found[int(np.ceil(.95*len(found)))-1]
+    above,there = r['preds'][:,1]>=t,r['targs']==1
+    row = re.search(r'yes, 95 %\s+(\d+)\s+([\d.]+)\s+([\d.]+) %', page)
+    assert int(row[1])==len(found) and float(row[2])==pytest.approx(float(t), rel=2e-3) and float(row[3])==pytest.approx(100*float(above[there].float().mean()), abs=.06)
+    assert 'the highest threshold that finds the share of a class, chosen on so many of the validation images' in page and page.count('a, yes.')+page.count('a, no.')==1
+    del r['valid_preds'],r['valid_targs']
+    assert 'chosen on so many of these images, so that the sensitivity looks better than it is' in plain(calibration_report({'a': r}, tmp_path/'a.html', n=20).read_text())
+    few = two_classes(n=16, seed=5)
+    assert few['valid_targs'].sum()<10<(few['valid_targs']==0).sum()
+    page = plain(calibration_report({'a': few}, tmp_path/'a.html', n=20).read_text())
+    assert 'no, 90 %' in page and 'yes, 90 %' not in page
+
+def test_a_network_that_tells_nothing_is_called_so_first(tmp_path):
+    page = plain(calibration_report({'good': two_classes(), 'blind': two_classes(0.)}, tmp_path/'a.html', n=20).read_text())
+    verdict = {k: page[page.index(f'{k}: mean confidence'):][:700] for k in ('good','blind')}
+    assert 'no better than' not in verdict['good'].split('blind:')[0]
+    assert re.search(r'Its NLL of [\d.]+, with one temperature, is no better than the [\d.]+ of who gives every image the shares of the classes', verdict['blind'])
+    assert 'It says no of every image.' in verdict['blind']

@@ -12,6 +12,7 @@ from ..core import some_names
 from .page import *
 from .pictures import *
 from .chance import *
+from .resampling import *
 from .classes import *
 from .interpretation import *
 from .groups import *
@@ -93,7 +94,7 @@ def _class_rows(R, k, o):
     t = class_table(o.preds, o.targs, o.vocab, groups=R.patients).sort_values(by, kind='stable')
     columns = {'images': t.n.map('{:,}'.format)}
     for name in _shown: columns[name] = [short_interval(row, name) for _,row in t.iterrows()]
-    if (t.note!='').any(): columns['why not all'] = t.note
+    if (t.note!='').any(): columns['why some are missing'] = t.note
     perfect = '; an AUROC of 1 has the interval of a share without a miss' if (t.AUROC==1).any() else ''
     kind,how = 'class','each class against all others, with 95 % intervals'
     if R.multi_label: kind,how = 'finding','each finding, predicted from one half on'
@@ -131,8 +132,59 @@ def _classes(R):
         rest += ' All classes are equally frequent here: with other shares PPV, AUPRC, O/E and the intercept differ.'
     return [paragraph(f'Positive are the images of the class; predicted positive those of which it is the most '
                       f'probable class. Intervals are of each class by itself: of twenty, one will miss.{rest}'),
-            *attempt_each(R, 'class by class', partial(_class_rows, R), shown), *_each_difference(R),
+            *attempt_each(R, 'class by class', partial(_class_rows, R), shown), *_yes_or_no(R), *_each_difference(R),
             bullets(f'{k}: {CLASS_MEASURES[k]}' for k in _shown)]
+
+# %% ../../nbs/70_calibration.class_sections.ipynb #faa1c948
+def _threshold(p, y, wanted):
+    "The highest from which on at least the share `wanted` of the images of a class, or with a finding, is found"
+    found = np.sort(p[y==1])[::-1]
+    return found[int(np.ceil(wanted*len(found)-1e-9))-1] if len(found) else np.nan
+
+def _misses(R, found, there, wanted, n):
+    "A mark where less is found than was wanted, beyond chance: that of these images and of the `n` of the choice"
+    if not there.any(): return ''
+    share,_,high = proportion_interval(found[there], None if R.patients is None else R.patients[there])
+    chosen = 1.96*(wanted*(1-wanted)/n)**.5
+    return ' *' if share+np.hypot(high-share, chosen)<wanted else ''
+
+def _threshold_row(R, p, y, t, n, wanted):
+    "Shares of the images of a class or with a finding, of the others, and on both sides of the threshold"
+    above,there = p>=t,y==1
+    return {'chosen on': f'{n:,}', 'from probability': f'{t:.3g}',
+            'sensitivity': share_text(R, above, there)+_misses(R, above, there, wanted, n),
+            'specificity': share_text(R, ~above, ~there), 'PPV': share_text(R, there, above),
+            'NPV': share_text(R, ~there, ~above),
+            'called positive': percent_text(above.mean())}
+
+def _class_figure(R, k, name):
+    return figure(lambda: R.runs[k].plot_class(name, groups=_groups_of(R)),
+                  f'{k}, {name}: calibration curve, probability by outcome, decision curve, ROC and precision-recall',
+                  f'{k}, {name}.', wide=True)
+
+def _of_two(R, k, o, wanted=(.9,.95,.99), least=10):
+    "What each of two classes costs where most of it is to be found; `least`: images of it that a threshold needs"
+    judged,valid,rows = (o.preds,o.targs),valid_preds_of(R, k),{}
+    (p,y),(p_valid,y_valid) = ((a.double().numpy(),b.numpy()) for a,b in (judged, valid or judged))
+    for i,name in enumerate(o.vocab):
+        n = int((y_valid==i).sum())
+        for w in wanted if n>=least else ():
+            t = _threshold(p_valid[:,i], y_valid==i, w)
+            rows[f'{name}, {percent_text(w, 0)}'] = _threshold_row(R, p[:,i], y==i, t, n, w)
+    if not rows: return []
+    where = 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
+    return [table(pd.DataFrame.from_dict(rows, orient='index'),
+                  f'{k}, as trained: the highest threshold that finds the share of a class, chosen on so many of '
+                  f'{where}, and what it gives here; * finds less here, beyond the chance of both sets of images',
+                  'class, share to find')]
+
+def _yes_or_no(R):
+    "Thresholds, and pictures of the rarer class, where there are two"
+    if R.multi_label or len(R.vocab)!=2: return []
+    name = R.vocab[int(np.bincount(R.first.targs, minlength=2).argmin())]
+    blocks = attempt_each(R, 'thresholds', partial(_of_two, R), R.drawn)
+    for k in R.drawn: blocks += attempt(f'{k}, picture of {name}', partial(_class_figure, R, k, name), R.missing)
+    return blocks
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #b7e4bd40
 def _confused(R, k, o, n=10):

@@ -136,7 +136,7 @@ def _too_few(y, codes, grouped, least=10):
     "Why a class can't be judged, or ''"
     for value,name in ((1,'the class'),(0,'another class')):
         n = _count_groups(codes[y==value])
-        if n<least: return f"{name} in {n} {'patients' if grouped else 'images'} only"
+        if n<least: return f"{name} in {n} {'patients' if grouped else 'images'} only, of {least} needed"
     return ''
 
 def _class_row(p, y, predicted, codes, level, top):
@@ -179,6 +179,8 @@ class _Columns:
         self.N,self.K = self.preds.shape
         if threshold is None and self.multi_label: threshold = .5
         self.thresholds = None if threshold is None else np.broadcast_to(threshold, self.K)
+        if threshold is not None and not ((self.thresholds>=0)&(self.thresholds<=1)).all():
+            raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
         if threshold is None: self.guess = torch.cat([o.argmax(1) for o in _chunks(self.preds, self.K)]).numpy()
 
     def __getitem__(self, k):

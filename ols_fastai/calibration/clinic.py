@@ -212,7 +212,7 @@ def add_sets(
     learn:Learner, # Trained, and calibrated or not; becomes a `SetLearner`
     dl:DataLoader|None=None, # Images with true classes that neither trained nor calibrated it; default: `dls.valid`
     miscoverage:float=.1, # Share of sets that may miss the true class, in (0, 1)
-    kind:str='aps', # Or 'raps', 'lac', whose sets can be empty: see `ConformalSets`
+    kind:str='aps', # Or 'raps': these draw, so that the surer image may get the larger set; or 'lac', see `ConformalSets`
     by:str|None=None, # 'class': the guarantee is for each class, which takes larger sets and more images
     halve:bool=False, # Calibrate again on half of the images, and make the sets of the others?
     patient:str='patient', # Column of the loader's table; one image of each patient makes the sets

@@ -22,7 +22,7 @@ from .one_class import *
 from .sections import *
 from .measure_sections import _best_of, _by_shares, _differences, _once_scaled, _p_text
 from .class_sections import *
-from .class_sections import _classes, _groups_of, _mistakes
+from .class_sections import _class_figure, _classes, _mistakes, _threshold, _threshold_row
 from .scaled_sections import *
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #7a1d677f
@@ -144,27 +144,6 @@ def _tests_of(R, title, preds):
     caption = f'{title}: tests of the hypothesis that probabilities are right: z, and p after Holm\'s correction'
     return table(t.text.unstack().loc[R.vocab, list(_tests)], caption, 'finding', sortable=len(R.vocab)>8)
 
-def _threshold(p, y, wanted):
-    "The highest from which on at least the share `wanted` of the images with a finding is found"
-    found = np.sort(p[y==1])[::-1]
-    return found[int(np.ceil(wanted*len(found)-1e-9))-1] if len(found) else np.nan
-
-def _misses(R, found, there, wanted, n):
-    "A mark where less is found than was wanted, beyond chance: that of these images and of the `n` of the choice"
-    if not there.any(): return ''
-    share,_,high = proportion_interval(found[there], None if R.patients is None else R.patients[there])
-    chosen = 1.96*(wanted*(1-wanted)/n)**.5
-    return ' *' if share+np.hypot(high-share, chosen)<wanted else ''
-
-def _threshold_row(R, p, y, t, n, wanted):
-    "Shares of the images with a finding, without it, and on both sides of the threshold"
-    above,there = p>=t,y==1
-    return {'chosen on': f'{n:,}', 'from probability': f'{t:.3g}',
-            'sensitivity': share_text(R, above, there)+_misses(R, above, there, wanted, n),
-            'specificity': share_text(R, ~above, ~there), 'PPV': share_text(R, there, above),
-            'NPV': share_text(R, ~there, ~above),
-            'called positive': percent_text(above.mean())}
-
 def _alarms(p, y, t):
     "How many images all thresholds together leave alone"
     flagged,none = (p>=t).any(1),y.sum(1)==0
@@ -208,18 +187,12 @@ def _furthest_off(R, o, n=4):
     share = R.first.targs.double().mean(0).numpy()
     return [k for k in p.sort_values(kind='stable').index if 0<share[R.vocab.index(k)]<1][:n]
 
-def _finding_figure(R, k, name):
-    o = R.runs[k]
-    return figure(lambda: o.plot_class(name, groups=_groups_of(R)),
-                  f'{k}, {name}: calibration curve, probability by outcome, decision curve, ROC and precision-recall',
-                  f'{k}, {name}.', wide=True)
-
 @page_section('Pictures of findings', findings=True)
 def _pictures(R):
     k = R.best
     shown = _furthest_off(R, R.runs[k])
     figures = []
-    for name in shown: figures += attempt(f'picture of {name}', partial(_finding_figure, R, k, name), R.missing)
+    for name in shown: figures += attempt(f'picture of {name}', partial(_class_figure, R, k, name), R.missing)
     said = (f'{k}: the {len(shown)} of {len(R.vocab)} findings with the strongest evidence that their probabilities '
             'are off. In a decision curve, acting on the probability paid in these images where its line is above both '
             'others; that is no proof where it is hardly so.')

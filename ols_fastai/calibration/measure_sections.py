@@ -89,7 +89,7 @@ def _verdict(R, name, o):
     how = o.settings.get('calibrated', 'no')
     calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
     rest = _once_scaled(R, name, _scaled_gap) or _classes_off(R, name, o.resamples(**R.resampling))
-    said = [mean, _of_the_sure(R, o.stats)+calibrated, rest, _least_found(R, o)]
+    said = [mean, _worth_nothing(R, name, o), _of_the_sure(R, o.stats)+calibrated, rest, _least_found(R, o)]
     return '\n'.join(o.strip() for o in said if o)
 
 def _nll_difference(R, k, level):
@@ -139,6 +139,26 @@ def _lowest(R):
     if level_with: said += f', not clearly better than {level_with}'
     return said
 
+def _loss_of_shares(R):
+    "NLL and Brier score of who gives every image the shares that classes, or findings, have here"
+    targs,entropy = R.first.targs,torch.special.entr
+    if R.multi_label:
+        share = targs.double().mean(0)
+        return (entropy(share)+entropy(1-share)).mean(),(share*(1-share)).mean()
+    share = torch.bincount(targs).double()/len(targs)
+    return entropy(share).sum(),1-(share**2).sum()
+
+def _worth_nothing(R, name, o):
+    "That a network tells no more than the shares of the classes, or says one class of every image"
+    loss,base,said = R.losses[name],float(_loss_of_shares(R)[0]),''
+    how = ', with one temperature,' if R.all_scaled else ''
+    if loss>=base:
+        said = (f'Its NLL of {loss:.3f}{how} is no better than the {base:.3f} of who gives every image the shares of '
+                'the classes, whatever it shows.')
+    guess = o.preds.argmax(1)
+    if (guess==guess[0]).all(): said += f' It says {R.vocab[int(guess[0])]} of every image.'
+    return said
+
 def _best_of(R):
     "Whose probabilities are the best, scaled if all are, and as trained"
     if _few_mistakes(R): return [paragraph('Whose probabilities are the best can not be told from so few mistakes.')]
@@ -161,6 +181,12 @@ def _few_mistakes(R, least=10):
                              f'are right: {few}. Intervals and tests of such a network promise too much, and may '
                              'contradict each other: in simulations those at 95 % held in 82 to 92 %.', 'note')
 
+def _without_miss(R):
+    "Why one mistake may make an interval shorter"
+    if R.patients is None: return ''
+    return (' A share without a single miss counts each patient once, for nothing tells how alike images of one are: '
+            'its interval may be wider than with one miss.')
+
 @page_section('Summary')
 def _summary(R):
     K = len(R.vocab)
@@ -174,7 +200,8 @@ def _summary(R):
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
-                      f'bootstrap resamples, seed {R.seed}.{independence(R)}{patients_seen(R)}')]
+                      f'bootstrap resamples, seed {R.seed}.{independence(R)}{_without_miss(R)}{patients_seen(R)} '
+                      'Networks are judged as they predict, without a temperature, unless one is named.')]
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #f341d7ea
 _lead = ('accuracy','Top-','mean confidence','confidence minus accuracy','debiased CE','NLL')
@@ -200,13 +227,7 @@ def _measure_tables(R):
 
 def _by_shares(R):
     "What knowing nothing but the shares of the classes, or how frequent findings are, would give"
-    targs,entropy = R.first.targs,torch.special.entr
-    if R.multi_label:
-        share,what = targs.double().mean(0),'findings'
-        loss,score = (entropy(share)+entropy(1-share)).mean(),(share*(1-share)).mean()
-    else:
-        share,what = torch.bincount(targs).double()/len(targs),'classes'
-        loss,score = entropy(share).sum(),1-(share**2).sum()
+    (loss,score),what = _loss_of_shares(R),'findings' if R.multi_label else 'classes'
     a,an = ('a mean','a mean') if R.multi_label else ('a','an')
     return paragraph(f'For comparison: who gives every image the shares that the {what} have here, whatever it shows, '
                      f'has {an} NLL of {loss:.3f} and {a} Brier score of {score:.3f}.')
@@ -259,7 +280,7 @@ def _differences(R):
                       f'out. {_better(R)} * marks an interval that does not hold 0, not corrected for the number of '
                       'comparisons; it does not say that the difference matters, nor that another training, from '
                       f'another seed, would show it. {_noise(R)}0 (0 to 0) of errors says that both were right about '
-                      'the same images, and of AUROCs that both rank them alike.'), *notes,
+                      'the same images, and of AUROCs that both rank them alike.'), _few_mistakes(R), *notes,
             table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals, as trained', 'measure')]
 
 def _noise(R):

@@ -65,7 +65,7 @@ def _no_finite_best(z, targs):
     true = _true(z, targs)
     if (true>=z.amax(1)).all(): return 'the network is always right'
     if (z.mean(1)-true).sum()<0: return
-    return 'the network is never right' if (true<z.amax(1)).all() else 'the network is hardly ever right'
+    return 'the network is never right' if (true<z.amax(1)).all() else 'the network is no better than guessing'
 
 def _say(why, n, prior, T):
     "Warn of a temperature that these images alone don't set"

@@ -243,7 +243,7 @@ def run_command(
         _say(console, f'{arch}: {plan_text(plan)}')
     if a.plan: return []
     with locked(a.out):
-        if a.folder: first_process(_keep_split, a, lists['train'], console)
+        if a.folder: first_process(_keep_split, a, images[0]['train'], console)
         results,failed = _train_all(comparisons, a, console)
         end_processes()
         if not rank_distrib(): _show_all(comparisons, results, a, console)

@@ -130,7 +130,7 @@ def save_predictions(
     df:pd.DataFrame # The images that the runs were made with
 )->list: # `out/predictions.csv`, or nothing where there is nothing to write
     """A row for each test image: its file, patient and true class, and for each method (seed 0) the predicted class and
-    its probability, after one temperature that is fitted to the validation images"""
+    its probability, after one temperature that is fitted to the validation images; of up to 10 classes that of each"""
     runs,_ = _judged(out, methods)
     items = df[df['split']=='test'].reset_index(drop=True)
     table = items[[o for o in ('filename','patient','label') if o in items]]
@@ -138,9 +138,13 @@ def save_predictions(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the tables have said what there is to say of a temperature
             T = fit_temperature(tensors['valid_preds'], tensors['valid_targs'])
-        p,best = apply_temperature(tensors['preds'], T).max(1)
-        classes = [info['vocab'][o] for o in best.tolist()]
-        table = table.assign(**{f'{k}: class': classes, f'{k}: probability': p.numpy().round(4)})
+        p = apply_temperature(tensors['preds'], T)
+        best,guess = p.max(1)
+        classes = [info['vocab'][o] for o in guess.tolist()]
+        table = table.assign(**{f'{k}: class': classes, f'{k}: probability after T': best.numpy().round(4)})
+        if len(info['vocab'])<=10:
+            each = {f'{k}: P({name})': p[:,i].numpy().round(4) for i,name in enumerate(info['vocab'])}
+            table = table.assign(**each)
     if not runs: return []
     write_csv(table, Path(out)/'predictions.csv')
     return [Path(out)/'predictions.csv']
