@@ -194,7 +194,7 @@ def lock_folder(
     lock = FileLock(Path(folder).absolute()/'.lock', timeout=0, is_singleton=True)
     try: lock.acquire()
     except Timeout:
-        raise ValueError(f"another command is at work in {folder}: wait for its end, or give another folder") from None
+        raise ValueError(f"another command is at work in {folder}: wait for it, or write to another place") from None
     try: yield
     finally: lock.release()
 

@@ -411,3 +411,9 @@ def test_paired_differences_of_macro_means_are_those_of_the_bootstrap(multi_labe
     np.testing.assert_allclose(half, 1.98*draws.std(), rtol=.15)
     alone = macro_difference(a, b, y)
     assert (alone.high-alone.low < d.high-d.low).all()  # images taken as independent
+
+@pytest.mark.parametrize('threshold', [30,-.1,[.5,2.]])
+def test_a_threshold_is_a_probability(threshold):
+    p = torch.tensor([[.2,.8],[.7,.3]])
+    for f in (class_table, macro_table):
+        with pytest.raises(ValueError, match='a probability, from 0 to 1'): f(p, torch.tensor([1,0]), threshold=threshold)

@@ -383,8 +383,21 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     answered = table.iloc[[0,2,4],:5].reset_index(drop=True)
     pd.testing.assert_frame_equal(answered, learn.predict_table(good), check_dtype=False)
     assert learn.predict_table([], on_error='row').empty and learn.predict_table(given[1:2], on_error='row').error[0]
+    odd = learn.predict_table([good[0],None,b'bytes',good[1]], on_error='row')
+    assert odd.error.tolist()==['','NoneType is no image file: give a path, or an array','bytes is no image file: give a path, or an array',''] and odd.label.notna().tolist()==[True,False,False,True]
     with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
     with pytest.raises(ValueError, match='a list of paths'): learn.predict_table(learn.dls[2], on_error='row')
+
+def test_a_loader_of_other_classes_is_refused(files):
+    "Even where there are as many: their numbers mean something else"
+    learn,(root,df) = make_learner(files),files
+    for other in (df.assign(label=df.label+'x'), df[df.label!=learn.dls.vocab[0]]):
+        dl = image_dls(other.drop(columns='patient'), root=root, size=8, bs=8, num_workers=0, device='cpu').valid
+        for call in (calibrate, add_sets, CalibrationInterpretation.from_learner):
+            with pytest.raises(ValueError, match=f"the learner's classes are {learn.dls.vocab[0]}.*the loader's {dl.vocab[0]}"): call(learn, dl=dl)
+    assert not isinstance(learn.model, CalibratedModel)
+    same = image_dls(df.drop(columns='patient'), root=root, size=8, bs=8, num_workers=0, device='cpu').valid
+    CalibrationInterpretation.from_learner(learn, dl=same)
 
 def test_a_folder_of_images_has_a_table(files, tmp_path):
     learn = add_sets(make_learner(files), kind='lac')

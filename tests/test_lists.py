@@ -674,6 +674,11 @@ def test_split_has_the_shares_asked_for(valid, test, kind):
     assert s.groupby('patient')['split'].nunique().max()==1 and s.drop(columns='split').equals(df)
     assert not split_by_group(df, valid=valid, test=test, seed=2)['split'].equals(s['split'])
 
+def test_a_split_that_would_be_empty_is_refused():
+    "All three views hold a class of their own, which must stay in training"
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(30)], label=[*'aaabbbccc',*'abc'*7], patient=[*'xxxyyyzzz',*'xyz'*7]))
+    with pytest.raises(ValueError, match='by whole patients, of which there are 3, nothing is left for valid and test.*is that the right column'): split_by_group(df)
+
 def test_split_that_can_not_be_had_is_said():
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(100)], label=['a','b']*50, patient=['A']*60+['B']*20+['C']*20))
     ws = said(lambda: out.append(split_by_group(df, valid=.4, test=.1))) if (out := []) is not None else None

@@ -9,6 +9,7 @@ __all__ = ['CalibratedModel', 'trained_on', 'check_not_calibrated_on', 'warn_of_
 import warnings
 import numpy as np, pandas as pd
 from fastai.basics import *
+from ..core import some_names
 from ..data.identity import *
 from ..data.items import loader_table
 from ..data.tables import patient_ids
@@ -138,6 +139,13 @@ def trained_on(
     if dl.dataset is train.dataset: return np.ones(len(train.dataset), bool),True
     if not _is_known(train.dataset): return np.zeros(1, bool),False
     return shared_items(item_ids(dl, content=False) if ids is None else ids, item_ids(train, content=False))
+
+def _check_vocab(learn, dl):
+    "Raise `ValueError` if the classes of a loader are not the learner's, in the same order. Without names none is"
+    mine,theirs = (getattr(o, 'vocab', None) for o in (learn.dls, dl))
+    if mine is None or theirs is None or list(map(str, mine))==list(map(str, theirs)): return
+    raise ValueError(f"the learner's classes are {some_names(mine, 6)}, and the loader's {some_names(theirs, 6)}: "
+                     "their numbers mean something else. Make the loader by learn.dls.test_dl(items, with_labels=True)")
 
 def check_not_calibrated_on(
     learn:Learner, # Calibrated or not

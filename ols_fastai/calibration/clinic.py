@@ -18,6 +18,7 @@ from ..data.identity import *
 from ..data.identity import _values
 from .temperature import fit_scaling
 from .calibrated import *
+from .calibrated import _check_vocab
 from .calibrated import _calibration_images
 from .scaling import _check_not_trained_on, _outputs
 from .conformal import *
@@ -125,6 +126,7 @@ def _reading_error(self:SetLearner, fn):
     "What reading a file raises, or ''"
     try: self.dls.test_dl([fn], num_workers=0, bs=1).one_batch()
     except (OSError,ValueError) as e: return str(e)
+    except (AssertionError,TypeError): return f'{type(fn).__name__} is no image file: give a path, or an array'
     return ''
 
 @patch
@@ -132,7 +134,7 @@ def _table_with_errors(self:SetLearner, files, **kwargs):
     if isinstance(files, (DataLoader,pd.DataFrame)): raise ValueError("on_error='row' is for a list of paths")
     files = list(files)
     try: return self.predict_table(files, **kwargs).assign(filename=list(map(str, files)), error='')
-    except (OSError,ValueError,IndexError): pass  # one by one, then
+    except (OSError,ValueError,IndexError,AssertionError,TypeError): pass  # one by one, then
     errors = [self._reading_error(o) for o in files]
     good = [o for o,e in zip(files, errors) if not e]
     table = self.predict_table(good, **kwargs)
@@ -212,7 +214,7 @@ def add_sets(
     learn:Learner, # Trained, and calibrated or not; becomes a `SetLearner`
     dl:DataLoader|None=None, # Images with true classes that neither trained nor calibrated it; default: `dls.valid`
     miscoverage:float=.1, # Share of sets that may miss the true class, in (0, 1)
-    kind:str='aps', # Or 'raps': these draw, so that the surer image may get the larger set; or 'lac', see `ConformalSets`
+    kind:str='aps', # Or 'raps': both draw, and a surer image may get the larger set; or 'lac': see `ConformalSets`
     by:str|None=None, # 'class': the guarantee is for each class, which takes larger sets and more images
     halve:bool=False, # Calibrate again on half of the images, and make the sets of the others?
     patient:str='patient', # Column of the loader's table; one image of each patient makes the sets
@@ -225,10 +227,12 @@ def add_sets(
     Of new images from the same source as the loader's, independent of these, at least `1-miscoverage` have the true
     class in their set (Angelopoulos & Bates 2021); on average over all images, not for each class or patient.
 
-    Raises `ValueError` if the network was trained or calibrated on these images, or gives no probabilities (N,K);
+    Raises `ValueError` if the network was trained or calibrated on these images (a loaded learner knows those that
+    calibrated it, and not those of its training), if classes differ, or if it gives no probabilities (N,K);
     `TypeError` for other learners than fastai's own. The learner then stays as it was. Warns as `ConformalSets` does"""
     _check_settings(learn, by)
     dl,model = _set_loader(learn, dl),learn.model
+    _check_vocab(learn, dl)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
     settings = dict(miscoverage=miscoverage, kind=kind, by=by, seed=seed, **kwargs)

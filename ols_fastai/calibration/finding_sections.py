@@ -22,7 +22,7 @@ from .one_class import *
 from .sections import *
 from .measure_sections import _best_of, _by_shares, _differences, _once_scaled, _p_text
 from .class_sections import *
-from .class_sections import _class_figure, _classes, _mistakes, _threshold, _threshold_row
+from .class_sections import _class_figure, _classes, _groups_of, _mistakes, _threshold, _threshold_row
 from .scaled_sections import *
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #7a1d677f

@@ -18,6 +18,7 @@ from ..data.tables import patient_ids
 from ..data.items import loader_table
 from ..data.loaders import trained_shares
 from .calibrated import *
+from .calibrated import _check_vocab
 from .metrics import *
 from .resampling import *
 from .curves import *
@@ -251,6 +252,7 @@ def from_learner(cls:CalibrationInterpretation,
             raise ValueError(f"this learner has {n} loaders and no number {ds_idx}: was a test list given? Of other "
                              "images give dl=learn.dls.test_dl(items, with_labels=True)")
         dl = learn.dls[ds_idx]
+    _check_vocab(learn, dl)
     dl = dl.new(shuffle=False, drop_last=False)
     check_not_calibrated_on(learn, dl)
     preds,targs,losses = predict_alone(learn, dl=dl, with_loss=True, act=act)

@@ -20,6 +20,7 @@ from ..train.models import Ensemble
 from .temperature import *
 from .temperature import _finding_kinds
 from .calibrated import *
+from .calibrated import _check_vocab
 from .metrics import check_preds
 from .curves import check_findings
 
@@ -136,6 +137,7 @@ def _check_classes(learn, z):
 def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     check_kind(kind)
     _check_logits(learn, kind)
+    _check_vocab(learn, dl)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
     warn_of_patients(uncalibrate(learn), dl, patient)
