@@ -202,7 +202,7 @@ def test_split_by_group(seed):
 
 def test_split_by_group_keeps_every_class_in_training():
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(40)], label=[f'c{i//2}' for i in range(40)], patient=[f'P{i//2}' for i in range(40)]))   # a patient a class
-    assert set(split_by_group(df).split)=={'train'}
+    with pytest.raises(ValueError, match='all images go to training'): split_by_group(df)
     few = people(12, 6)
     for seed in range(5): check_splits(split_by_group(few, valid=.3, test=.3, seed=seed))
 
@@ -674,10 +674,10 @@ def test_split_has_the_shares_asked_for(valid, test, kind):
     assert s.groupby('patient')['split'].nunique().max()==1 and s.drop(columns='split').equals(df)
     assert not split_by_group(df, valid=valid, test=test, seed=2)['split'].equals(s['split'])
 
-def test_a_split_that_would_be_empty_is_refused():
+def test_a_split_that_is_none_is_refused():
     "All three views hold a class of their own, which must stay in training"
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(30)], label=[*'aaabbbccc',*'abc'*7], patient=[*'xxxyyyzzz',*'xyz'*7]))
-    with pytest.raises(ValueError, match='by whole patients, of which there are 3, nothing is left for valid and test.*is that the right column'): split_by_group(df)
+    with pytest.raises(ValueError, match='by whole patients, of which there are 3, all images go to training.*is that the right column'): split_by_group(df)
 
 def test_split_that_can_not_be_had_is_said():
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(100)], label=['a','b']*50, patient=['A']*60+['B']*20+['C']*20))

@@ -272,17 +272,16 @@ def split_by_group(
 )->pd.DataFrame: # `df` with the column `split`, its rows numbered from 0
     """Split by patients or other groups, as near to the shares as whole groups allow, of each class.
 
-    Every class stays in training. Raises `ValueError` for a row without a group, and where a split would be empty;
+    Every class stays in training. Raises `ValueError` for a row without a group, and where all go to training;
     warns where the shares can't be had"""
     if not (valid>0 and test>=0 and valid+test<1):
         raise ValueError(f"valid and test are shares that leave something to training, got {valid} and {test}")
     clean,shares = clean_table(df, None),np.array([1-valid-test, valid, test])
     groups,labels = pd.factorize(_group_ids(clean, group, np.count_nonzero(shares)))[0],pd.factorize(clean['label'])[0]
     codes = _draw_splits(_Groups(groups, labels), shares, seed)[groups]
-    empty = [s for s,n,share in zip(SPLITS, np.bincount(codes, minlength=len(SPLITS)), shares) if share and not n]
-    if empty:
-        raise ValueError(f"by whole {group}s, of which there are {groups.max()+1}, nothing is left for "
-                         f"{' and '.join(empty)}, as all classes must stay in training: is that the right column?")
+    if not codes.any():
+        raise ValueError(f"by whole {group}s, of which there are {groups.max()+1}, all images go to training, where "
+                         "every class must stay: is that the right column?")
     _warn_of_shares(codes, shares, group)
     return df.reset_index(drop=True).assign(split=np.array(SPLITS, dtype=object)[codes])
 
