@@ -12,10 +12,11 @@ and ratios are taken within a turn; medians over the turns. On a machine that ot
 processes are the steadier measure; both are written down, with the machine's load at the time. `limit` is `cv2.imread`
 and `cv2.resize` with the interpolation that ours takes, in as many threads, 16 files a task, and nothing else: no
 batch, no floats. `limit, floats` does what a batch on a CPU can't be had without: each image is looked up in a table
-of floats, and written to memory that is used again. `ours, 1 channel` is for networks that take grey images as they are. `ours, a task an image` shows
-what the hand-over between threads costs. `ours, cache` is a later epoch, whose images the first has kept; `bytes`
-copies them from where they lie, in one thread. `spdl` is spdl-core's pipeline as its documentation has it, a stage for
-each image; `MONAI` is the first epoch of its CacheDataset, which reads all images and then makes batches of them.
+of floats, and written to memory that is used again. `ours, 1 channel` is for networks that take grey images as they
+are. `ours, a task an image` shows what the hand-over between threads costs. `ours, cache` is a later epoch, whose
+images the first has kept; `bytes` copies them from where they lie, in one thread. `spdl` is spdl-core's pipeline as
+its documentation has it, a stage for each image; `MONAI` is the first epoch of its CacheDataset, which reads all
+images and then makes batches of them.
 """
 import itertools, os, resource, statistics, tempfile, time
 from concurrent.futures import ThreadPoolExecutor

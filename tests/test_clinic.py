@@ -384,7 +384,8 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     pd.testing.assert_frame_equal(answered, learn.predict_table(good), check_dtype=False)
     assert learn.predict_table([], on_error='row').empty and learn.predict_table(given[1:2], on_error='row').error[0]
     odd = learn.predict_table([good[0],None,b'bytes',good[1]], on_error='row')
-    assert odd.error.tolist()==['','NoneType is no image file: give a path, or an array','bytes is no image file: give a path, or an array',''] and odd.label.notna().tolist()==[True,False,False,True]
+    said = [f'{o} is no image file: give a path, or an array' for o in ('NoneType','bytes')]
+    assert odd.error.tolist()==['',*said,''] and odd.label.notna().tolist()==[True,False,False,True]
     with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
     with pytest.raises(ValueError, match='a list of paths'): learn.predict_table(learn.dls[2], on_error='row')
 
@@ -394,7 +395,8 @@ def test_a_loader_of_other_classes_is_refused(files):
     for other in (df.assign(label=df.label+'x'), df[df.label!=learn.dls.vocab[0]]):
         dl = image_dls(other.drop(columns='patient'), root=root, size=8, bs=8, num_workers=0, device='cpu').valid
         for call in (calibrate, add_sets, CalibrationInterpretation.from_learner):
-            with pytest.raises(ValueError, match=f"the learner's classes are {learn.dls.vocab[0]}.*the loader's {dl.vocab[0]}"): call(learn, dl=dl)
+            said = f"the learner's classes are {learn.dls.vocab[0]}.*the loader's {dl.vocab[0]}"
+            with pytest.raises(ValueError, match=said): call(learn, dl=dl)
     assert not isinstance(learn.model, CalibratedModel)
     same = image_dls(df.drop(columns='patient'), root=root, size=8, bs=8, num_workers=0, device='cpu').valid
     CalibrationInterpretation.from_learner(learn, dl=same)

@@ -3,7 +3,7 @@ import csv, io, os, shutil, subprocess, sys, warnings
 from functools import partial
 import cv2, numpy as np, pandas as pd, pytest, torch
 from hypothesis import example, given, settings, strategies as st
-from fastai.vision.all import (Flatten, Learner, Resize, CrossEntropyLossFlat, Tensor, TensorImage, Transform, accuracy, imagenet_stats, nn, no_random,
+from fastai.vision.all import (Flatten, Learner, Resize, CrossEntropyLossFlat, Tensor, TensorImage, Transform, accuracy, aug_transforms, imagenet_stats, nn, no_random,
                                noop, plt)
 from fastai.callback.progress import ProgressCallback
 from ols_fastai.data.checks import check_images
@@ -718,6 +718,12 @@ def epochs(lists, num_workers, n=2, **kwargs):
     "Batches of `n` epochs"
     with no_random(5): dl = image_dls(**lists, size=12, bs=4, num_workers=num_workers, **kwargs).train
     return [torch.stack([x for x,_ in dl]) for _ in range(n)]
+
+def test_transforms_in_the_wrong_place_are_told_where_they_belong(shapes):
+    "Flip has a size, and does not resize"
+    for kwargs in (dict(size=8), dict()):
+        with pytest.raises(ValueError, match='Flip acts on batches: give it as batch_tfms'): image_dls(**shapes, bs=4, item_tfms=aug_transforms(), **kwargs)
+    with pytest.raises(ValueError, match="size can't be had with Resize in item_tfms"): image_dls(**shapes, bs=4, item_tfms=Resize(9), size=8)
 
 def test_workers_do_not_change_what_is_drawn(shapes):
     runs = [epochs(shapes, o, crop=.5, flip=True) for o in (0,1,2)]

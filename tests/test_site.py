@@ -113,7 +113,8 @@ def test_the_sidebar_has_howtos_studies_with_results_first_the_package_and_its_r
     links = [re.findall(r'href="([^"#]+)"', part) for part in text.split('class="caption"')[1:]]
     howtos,studies,parts,reference,_ = links
     def pages(found, pattern): return [o for o in found if re.search(pattern, o)]
-    assert pages(studies, 'nbs/studies/')[0]=='nbs/studies/results.html' and pages(howtos, 'nbs/tutorials/')[0]=='nbs/tutorials/ten_minutes.html'
+    assert pages(studies, 'nbs/studies/')[0]=='nbs/studies/results.html'
+    assert pages(howtos, 'nbs/tutorials/')[0]=='nbs/tutorials/ten_minutes.html'
     numbered = pages(parts, r'nbs/\d')
     assert numbered==sorted(numbered) and 'core' in numbered[0] and pages(reference, 'reference/core.html')
     folders = [o.split('_')[1].split('.')[0] for o in numbered]

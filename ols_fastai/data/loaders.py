@@ -18,6 +18,7 @@ from .splits import *
 from .files import *
 from .items import *
 from .transforms import *
+from .transforms import _of_batches
 from .reading import *
 from .reading import _drawn_by, _generators_of, _make_key
 
@@ -118,7 +119,7 @@ class BalancedDL(TableDL):
 def _with_resize(item_tfms, size, crop, flip):
     "Item transforms, with a resize of ours unless one of them has a size"
     tfms = L(item_tfms)
-    sizing = first(o for o in tfms if hasattr(o, 'size') or hasattr(o, 'max_sz'))
+    sizing = first(o for o in tfms if not isinstance(o, _of_batches) and (hasattr(o, 'size') or hasattr(o, 'max_sz')))
     if sizing is None: return [*tfms, CVResize(224 if size is None else size, crop, flip)]
     given = first(k for k,is_given in dict(size=size is not None, crop=crop<1, flip=flip).items() if is_given)
     if given is None: return tfms
