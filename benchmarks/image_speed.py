@@ -27,9 +27,6 @@ import cv2, numpy as np, pandas as pd, PIL, torch, torchvision
 from torchvision.transforms import v2
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, parent_label
 from fastai.vision.all import Flip, Normalize, Resize, imagenet_stats
-from monai.data import CacheDataset, DataLoader as MonaiLoader
-from monai.transforms import Compose, LoadImage, NormalizeIntensity, RandFlip, RepeatChannel, Resize as MonaiResize
-from spdl.pipeline import PipelineBuilder
 from common import here
 from ols_fastai.core import package_versions, write_csv
 from ols_fastai.data.loaders import image_dls
@@ -112,19 +109,20 @@ def collate(images):
     return x.float().div_(255).sub_(.5).div_(.5)
 
 def spdl_epoch(fns, workers):
+    from spdl.pipeline import PipelineBuilder  # here, for other scripts and tests do without
     builder = PipelineBuilder().add_source(fns).pipe(read_resized, concurrency=max(1, workers)).aggregate(bs)
     pipeline = builder.pipe(collate).add_sink(2).build(num_threads=max(1, workers)+1)
     with pipeline.auto_stop():
         assert sum(len(x) for x in pipeline)==len(fns)
 
 def monai_epoch(fns, workers):
-    n_channels = cv2.imread(str(fns[0]), flags).ndim
-    steps = [LoadImage(image_only=True, ensure_channel_first=True), MonaiResize((size,size)),
-             NormalizeIntensity(subtrahend=127.5, divisor=127.5)]
-    if n_channels==2: steps.insert(2, RepeatChannel(3))
-    data = CacheDataset(fns, Compose([*steps, RandFlip(.5, spatial_axis=1)]), num_workers=max(1, workers),
-                        progress=False)
-    assert sum(len(x) for x in MonaiLoader(data, batch_size=bs, shuffle=True))==len(fns)
+    from monai import data, transforms as t
+    steps = [t.LoadImage(image_only=True, ensure_channel_first=True), t.Resize((size,size)),
+             t.NormalizeIntensity(subtrahend=127.5, divisor=127.5)]
+    if cv2.imread(str(fns[0]), flags).ndim==2: steps.insert(2, t.RepeatChannel(3))
+    compose = t.Compose([*steps, t.RandFlip(.5, spatial_axis=1)])
+    kept = data.CacheDataset(fns, compose, num_workers=max(1, workers), progress=False)
+    assert sum(len(x) for x in data.DataLoader(kept, batch_size=bs, shuffle=True))==len(fns)
 
 def epoch(dl):
     n = 0
