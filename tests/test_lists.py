@@ -750,6 +750,15 @@ def test_floats_are_the_same_wherever_they_are_made(tmp_path, stats, channels, n
         return [x for dl in dls.loaders for x,_ in dl]     # held until all have come
     for a,b in zip(batches(), batches(batch_tfms=Same()), strict=True): assert a.shape[1]==channels and torch.equal(a, b)
 
+@pytest.mark.parametrize('num_workers', [0,2])
+def test_transforms_of_batches_get_the_channels_of_the_network(shapes, num_workers):
+    "Grey images too, each in memory of its own, for a transform may write to them"
+    seen = set()
+    class Look(Transform):
+        def encodes(self, x:TensorImage): seen.add((x.shape[1],x.is_contiguous())); return x
+    for x,_ in image_dls(**shapes, size=12, bs=4, num_workers=num_workers, batch_tfms=Look()).train: assert x.shape[1]==3
+    assert seen=={(3,True)}
+
 def test_workers_do_not_change_which_image_stands_in(shapes, tmp_path):
     for o in ('train0','train3'): cut(tmp_path/f'img/cyst/{o}.png')
     with warnings.catch_warnings():
