@@ -165,11 +165,12 @@ def module_page(mod, nb, names):
 def toctree(caption, docs): return f':::{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(docs) + '\n:::\n'
 
 def contents(docs, mods, more):
-    """How-tos and studies in the order of the tables that end the front page, the package part by part in that of its
-    folders, its reference"""
+    """How-tos and studies in the order of the tables that end the front page, results first, the package part by part
+    in that of its folders, its reference"""
     front = (root/'README.md').read_text(encoding='utf8')
     tutorials,studies = (sorted([o for o in docs if f'/{part}/' in o], key=lambda o: front.rfind(f'({o}.ipynb)'))
                          for part in ('tutorials','studies'))
+    studies.sort(key=lambda o: not o.endswith('/results'))
     parts = [o for o in docs if o not in tutorials+studies]
     modules = [f'{short_name(m)} <reference/{short_name(m)}>' for m in mods]
     trees = {'How-tos':tutorials, 'Studies':studies, 'The package, part by part':parts, 'Reference':modules,

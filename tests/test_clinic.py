@@ -386,6 +386,7 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     odd = learn.predict_table([good[0],None,b'bytes',good[1]], on_error='row')
     said = [f'{o} is no image file: give a path, or an array' for o in ('NoneType','bytes')]
     assert odd.error.tolist()==['',*said,''] and odd.label.notna().tolist()==[True,False,False,True]
+    assert learn.predict_table([None,good[0]], on_error='row').error.tolist()==[said[0],'']
     with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
     with pytest.raises(ValueError, match='a list of paths'): learn.predict_table(learn.dls[2], on_error='row')
 
