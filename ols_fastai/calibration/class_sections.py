@@ -141,6 +141,10 @@ def _threshold(p, y, wanted):
     found = np.sort(p[y==1])[::-1]
     return found[int(np.ceil(wanted*len(found)-1e-9))-1] if len(found) else np.nan
 
+def _chosen_on(valid):
+    "Which images a threshold was chosen on, in words"
+    return 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
+
 def _misses(R, found, there, wanted, n):
     "A mark where less is found than was wanted, beyond chance: that of these images and of the `n` of the choice"
     if not there.any(): return ''
@@ -172,10 +176,10 @@ def _of_two(R, k, o, wanted=(.9,.95,.99), least=10):
             t = _threshold(p_valid[:,i], y_valid==i, w)
             rows[f'{name}, {percent_text(w, 0)}'] = _threshold_row(R, p[:,i], y==i, t, n, w)
     if not rows: return []
-    where = 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
     return [table(pd.DataFrame.from_dict(rows, orient='index'),
                   f'{k}, as trained: the highest threshold that finds the share of a class, chosen on so many of '
-                  f'{where}, and what it gives here; * finds less here, beyond the chance of both sets of images',
+                  f'{_chosen_on(valid)}, and what it gives here; * finds less here, beyond the chance of both sets of '
+                  'images',
                   'class, share to find')]
 
 def _yes_or_no(R):

@@ -18,8 +18,7 @@ from ..data.identity import *
 from ..data.identity import _values
 from .temperature import fit_scaling
 from .calibrated import *
-from .calibrated import _check_vocab
-from .calibrated import _calibration_images
+from .calibrated import _calibration_images, _check_vocab
 from .scaling import _check_not_trained_on, _outputs
 from .conformal import *
 from .interpretation import patient_codes

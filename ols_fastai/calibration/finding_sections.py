@@ -22,7 +22,7 @@ from .one_class import *
 from .sections import *
 from .measure_sections import _best_of, _by_shares, _differences, _once_scaled, _p_text
 from .class_sections import *
-from .class_sections import _class_figure, _classes, _groups_of, _mistakes, _threshold, _threshold_row
+from .class_sections import _chosen_on, _class_figure, _classes, _groups_of, _mistakes, _threshold, _threshold_row
 from .scaled_sections import *
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #7a1d677f
@@ -159,12 +159,11 @@ def _thresholds(R, k, o, wanted=.9, least=10):
     t = np.array([_threshold(a, b, wanted) if b.sum()>=least else np.nan for a,b in zip(there[0].T, there[1].T)])
     rows = {o.vocab[i]: _threshold_row(R, p[:,i], y[:,i], t[i], n[i], wanted) for i in np.flatnonzero(n>=least)}
     if not rows: return []
-    where = 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
     few = [name for name,m in zip(o.vocab, n) if m<least]
     rest = f'; {some_names(few, 6)}: fewer than {least} images to choose on' if few else ''
     caption = (f'{k}, as trained: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on '
-               f'so many of {where}, and what it gives here; * finds less here, beyond the chance of both sets of '
-               f'images{rest}')
+               f'so many of {_chosen_on(valid)}, and what it gives here; * finds less here, beyond the chance of both '
+               f'sets of images{rest}')
     known = ~np.isnan(t)
     return [table(pd.DataFrame.from_dict(rows, orient='index'), caption, 'finding', sortable=len(rows)>8),
             _alarms(p[:,known], y, t[known])]
