@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['remove_parts', 'atomic_write', 'write_csv', 'read_csv', 'save_tensors', 'load_tensors', 'load_metadata',
-           'opencv_version', 'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'some_names',
-           'size_text', 'quiet_learner', 'each_alone', 'predict_alone', 'FirstProcessFailed', 'first_process',
-           'end_processes']
+           'opencv_version', 'package_versions', 'with_versions', 'lock_folder', 'did_you_mean', 'note_fit',
+           'some_names', 'size_text', 'quiet_learner', 'each_alone', 'predict_alone', 'FirstProcessFailed',
+           'first_process', 'end_processes']
 
 # %% ../nbs/00_core.ipynb #cf922dad
-import errno, json, os, platform, re, shutil, socket, tempfile, threading, time
+import errno, inspect, json, os, platform, re, shutil, socket, tempfile, threading, time
 import pandas as pd
 import torch.distributed as dist
 from contextlib import contextmanager
@@ -208,6 +208,24 @@ def did_you_mean(
     small = {str(o).lower(): str(o) for o in known}
     near = [small[o] for o in get_close_matches(name.lower(), list(small), n)]
     return f"did you mean {', '.join(near)}?" if near else ''
+
+# %% ../nbs/00_core.ipynb #0f880ae5
+def _arguments(cb):
+    "Numbers and words that a callback was made with and that are not its defaults, in brackets"
+    known = vars(cb) | {k: v for o in vars(cb).values() if isinstance(o, dict) for k,v in o.items()}
+    asked = ((k, known.get(k), p.default) for k,p in inspect.signature(type(cb)).parameters.items())
+    said = ', '.join(f'{k}={v}' for k,v,default in asked if isinstance(v, (int,float,str)) and v!=default)
+    return f'({said})' if said else ''
+
+def note_fit(
+    learn:Learner # At the end of a fit
+):
+    "Write down in `learn.last_fit` what a report tells of the fit"
+    standing = ('TrainEvalCallback','CastToTensor','Recorder','ProgressCallback','ParamScheduler')
+    cbs = [f'{type(o).__name__}{_arguments(o)}' for o in learn.cbs.sorted('order') if type(o).__name__ not in standing]
+    lrs = getattr(getattr(learn, 'recorder', None), 'lrs', ())
+    most = {'largest learning rate': float(max(lrs))} if len(lrs) else {}
+    learn.last_fit = {'epochs asked of the last fit': learn.n_epoch, **most, 'callbacks': ', '.join(cbs)}
 
 # %% ../nbs/00_core.ipynb #00000091
 def some_names(

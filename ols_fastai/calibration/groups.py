@@ -76,6 +76,30 @@ def with_stars(
     p[many] = holm(t.p[many])
     return t.assign(star=np.select([p<.05,~many], [' *',' †'], ''))
 
+# %% ../../nbs/63_calibration.groups.ipynb #8400a40b
+@patch
+def per_patient(self:CalibrationInterpretation,
+    groups=None # Column (or array) of patients; default: 'patient'
+)->CalibrationInterpretation: # A row per patient, in the order of their first images; `items` counts the `images`
+    """The mean probabilities of each patient's images, judged against the class that all of them have.
+
+    Raises `ValueError` without patients, and for one whose images have several classes"""
+    patients = self._patients(groups)
+    if patients is None: raise ValueError("no patients are known: groups= takes their column, or one of each image")
+    counts = np.bincount(patients)
+    first_row = np.unique(patients, return_index=True)[1]
+    differs = (self.targs!=self.targs[first_row][patients]).reshape(len(patients), -1).any(1).numpy()
+    if differs.any():
+        i = int(differs.argmax())
+        who = self._column('patient' if groups is None else groups)[i]
+        raise ValueError(f"patient {who} has images of several classes (rows {first_row[patients[i]]} and {i}), as "
+                         f"have {len(set(patients[differs]))} patients in all: one answer can't be right for each")
+    summed = torch.zeros(len(counts), self.preds.shape[1], dtype=torch.float64)
+    preds = summed.index_add_(0, torch.from_numpy(patients), self.preds.double())/torch.from_numpy(counts)[:,None]
+    items = pd.DataFrame(index=first_row) if self.items is None else self.items.iloc[first_row]
+    items = items.reset_index(drop=True).assign(images=counts)
+    return type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
+
 # %% ../../nbs/63_calibration.groups.ipynb #1f804078
 def findings_difference(
     one, # (N,K) probabilities of one network

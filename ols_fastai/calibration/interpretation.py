@@ -7,6 +7,7 @@ __all__ = ['calibration_measures', 'patient_codes', 'calibration_table', 'findin
            'CalibrationInterpretation', 'group_names']
 
 # %% ../../nbs/62_calibration.interpretation.ipynb #ccd9262d
+import warnings
 import numpy as np, pandas as pd
 import sklearn.metrics as skm
 from fastai.basics import *
@@ -14,7 +15,7 @@ from fastai.interpret import ClassificationInterpretation
 from scipy import stats
 from ..core import did_you_mean, predict_alone
 from .page import readable
-from ..data.tables import patient_ids
+from ..data.tables import patient_columns, patient_ids
 from ..data.items import loader_table
 from ..data.loaders import trained_shares
 from .calibrated import *
@@ -150,26 +151,10 @@ def _loader_items(dl):
     if table is not None or not is_listy(items) or not len(items): return table
     if all(isinstance(o, (str,Path)) for o in items): return pd.DataFrame(dict(filename=[str(o) for o in items]))
 
-def _describe_scaling(model):
-    "How a network was calibrated, in words"
-    kind = model.kind if isinstance(model, CalibratedModel) else None
-    if kind is None: return 'no'
-    names = dict(temperature='one temperature, {T:.2f}', findings='one temperature for each finding')
-    how = names.get(kind, f'{kind} scaling').format(T=model.T)
-    return f'{how}, fitted to {len(model.used):,} images'
-
-def _describe_learner(learn):
-    "What a reader wants to know of the network that was judged"
-    model = get_model(learn.model)
-    bare = model.model if isinstance(model, CalibratedModel) else model
-    out = dict(network=type(bare).__name__, loss=type(learn.loss_func).__name__, calibrated=_describe_scaling(model))
-    if learn.opt is None: return out  # has not trained
-    return {**out, 'epochs asked of the last fit': learn.n_epoch}  # the recorder forgets how many when it predicts
-
 def _learner_state(learn):
     "What tells whether the network is still the one that was judged: its scaling, and the sum of each of its weights"
     sums = [o.detach().float().sum() for o in learn.model.parameters()]
-    return _describe_scaling(get_model(learn.model)), torch.stack(sums).tolist() if sums else []
+    return describe_scaling(get_model(learn.model)), torch.stack(sums).tolist() if sums else []
 
 def check_judged(
     preds, # (N,K) probabilities; (N,) of one finding
@@ -232,7 +217,7 @@ class CalibrationInterpretation(ClassificationInterpretation):
         self.settings,self._state,self.soft_labels,self.trained = {},None,None,None
         if learn is None: return
         if not self.multi_label: self.trained = trained_shares(learn.dls)
-        self.settings,self._state = _describe_learner(learn),_learner_state(learn)
+        self.settings,self._state = describe_learner(learn),_learner_state(learn)
         if hasattr(learn, 'soft_labels'): self.soft_labels = learn.soft_labels.S.detach().cpu().clone()
 
 # %% ../../nbs/62_calibration.interpretation.ipynb #e1c22abe
@@ -240,20 +225,14 @@ class CalibrationInterpretation(ClassificationInterpretation):
 def from_learner(cls:CalibrationInterpretation,
     learn:Learner, # Trained; calibrated or not
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
-    dl:DataLoader|None=None, # `DataLoader` to predict
+    dl:DataLoader|pd.DataFrame|None=None, # Other images with their classes, or a table of them
     act=None # Activation; default: that of the learner's loss
 ):
     """Predict once, and keep what tables and pictures need.
 
     Raises `ValueError` if the network was calibrated on these images"""
-    if dl is None:
-        n = len(learn.dls.loaders)
-        if ds_idx>=n:
-            raise ValueError(f"this learner has {n} loaders and no number {ds_idx}: was a test list given? Of other "
-                             "images give dl=learn.dls.test_dl(items, with_labels=True)")
-        dl = learn.dls[ds_idx]
+    dl = judged_loader(learn, dl, ds_idx)
     _check_vocab(learn, dl)
-    dl = dl.new(shuffle=False, drop_last=False)
     check_not_calibrated_on(learn, dl)
     preds,targs,losses = predict_alone(learn, dl=dl, with_loss=True, act=act)
     return cls(learn, dl, losses, act, preds, targs)
@@ -319,9 +298,12 @@ def _class_number(self:CalibrationInterpretation, name):
 
 @patch
 def _patients(self:CalibrationInterpretation, groups=None):
-    "Patient of each sample, or None where images are taken as independent"
-    if groups is None: groups = 'patient' if self.items is not None and 'patient' in self.items else False
-    if groups is False: return None
+    "Patient of each sample, or None where images are taken as independent. Warns of a column that looks like patients"
+    if groups is None and self.items is not None and 'patient' in self.items: groups = 'patient'
+    if groups is None and self.items is not None and (found := patient_columns(self.items)):
+        warnings.warn(f"images are taken as independent. If the column {found[0]!r} names patients, judge by patient: "
+                      f"groups={found[0]!r}; if not, groups=False")
+    if groups is None or groups is False: return None
     return patient_codes(self._column(groups), len(self.preds))
 
 @patch

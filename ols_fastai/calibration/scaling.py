@@ -20,7 +20,7 @@ from ..train.models import Ensemble
 from .temperature import *
 from .temperature import _finding_kinds
 from .calibrated import *
-from .calibrated import _check_vocab
+from .calibrated import _bare, _check_vocab
 from .metrics import check_preds
 from .curves import check_findings
 
@@ -109,7 +109,7 @@ def _check_not_trained_on(learn, dl, ids, allow_overlap=False):
 def calibrate(
     learn:Learner, # Trained; its loss must be a softmax's, or a sigmoid's of multi-label findings
     ds_idx:int=1, # Index of `learn.dls` when `dl` is None
-    dl:DataLoader|None=None, # Images and true classes to calibrate on
+    dl:DataLoader|pd.DataFrame|None=None, # Images and true classes to calibrate on; or a table of them
     kind:str='temperature', # Or 'entropy', 'structured', 'matrix', 'auto', multi-label 'findings', 'logistic'
     prior:float|None=.5, # Standard deviation of log T around 0; None: maximum likelihood
     allow_overlap:bool=False, # Calibrate on images that look like those of the training?
@@ -119,9 +119,7 @@ def calibrate(
 
     Raises `ValueError` if the learner trains on images of the loader or if the network gives no logits. Warns as
     `fit_temperature` does"""
-    n = len(learn.dls.loaders)
-    if dl is None and ds_idx>=n: raise ValueError(f"this learner has {n} loaders and no number {ds_idx}: give a dl")
-    return _calibrate(learn, learn.dls[ds_idx] if dl is None else dl, kind, prior, allow_overlap, patient)
+    return _calibrate(learn, judged_loader(learn, dl, ds_idx), kind, prior, allow_overlap, patient)
 
 def _column(dl, name):
     "A column of the loader's table, or None"
@@ -140,19 +138,19 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     _check_vocab(learn, dl)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
-    warn_of_patients(uncalibrate(learn), dl, patient)
-    z,y = _outputs(learn, dl, inner)
+    warn_of_patients(learn, dl, patient)
+    with bare_network(learn): z,y = _outputs(learn, dl, inner)
     _check_classes(learn, z)
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
     else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
-    learn.model = CalibratedModel(learn.model, ids, **scaling)
+    put_scaling(learn, ids, **scaling)
     return learn
 
 def uncalibrate(
     learn:Learner # May be calibrated or not
 )->Learner: # The same
     "Put the bare network back into the learner"
-    if isinstance(learn.model, CalibratedModel): learn.model = learn.model.model
+    learn.model = _bare(learn.model)
     return learn
 
 # %% ../../nbs/57_calibration.scaling.ipynb #b7379acd
@@ -203,17 +201,23 @@ class Calibrate(Callback):
     def after_fit(self):
         if not self.trained: return
         self.trained = False
+        note_fit(self.learn)
         _calibrate(self.learn, self._dl(), self.kind, self.prior, self.allow_overlap, self.patient, inner=True)
         if hasattr(self.learn, 'progress') and not rank_distrib():  # not within no_bar
             print(f'Calibrated after the last epoch: {get_model(self.learn.model).extra_repr()}')
 
 # %% ../../nbs/57_calibration.scaling.ipynb #fe629557
-def _fold(net, T):
-    "Divide the last linear layer of a network by T"
+def _fold(net, scale, bias):
+    "Multiply what the last linear layer of a network gives by `scale`, and add `bias`"
     linear = [o for o in net.modules() if isinstance(o, nn.Linear)]
-    if not linear: raise ValueError("there is no nn.Linear in this network to fold T into: export learn.model instead")
+    if not linear:
+        raise ValueError("there is no nn.Linear in this network to fold the scaling into: export learn.model instead")
+    last = linear[-1]
     with torch.no_grad():
-        for p in linear[-1].parameters(recurse=False): p.div_(T)
+        last.weight.mul_(scale[:,None] if scale.ndim else scale)
+        if last.bias is not None: last.bias.mul_(scale)
+        if len(bias) and last.bias is None: last.bias = nn.Parameter(torch.zeros_like(bias))
+        if len(bias): last.bias.add_(bias)
     return net
 
 def _some_batch(learn):
@@ -232,20 +236,21 @@ def _both(model, net, xb):
     return out
 
 def fold_scaling(
-    learn:Learner, # Calibrated with a temperature
+    learn:Learner, # Calibrated with a temperature; of findings with any kind
     xb=None # Input of the network to check it with, a batch; default: the first batch of `learn.dls.valid`
 )->nn.Module: # A plain network, in evaluation mode, whose logits are calibrated
-    """A copy of the network without the wrapper, the temperature folded into its last linear layer.
+    """A copy of the network without the wrapper, the scaling folded into its last linear layer.
 
-    Its logits equal those of `learn.model` but for rounding. Raises `ValueError` for a network without a temperature,
-    and where the last nn.Linear does not give the network's output"""
+    Its logits equal those of `learn.model` but for rounding. Raises `ValueError` for a network without a scaling, for
+    'entropy', 'structured' and 'matrix', and where the last nn.Linear does not give the network's output"""
     model = get_model(learn.model)
     if not isinstance(model, CalibratedModel): raise ValueError("this network is not calibrated: nothing to fold")
-    if model.T is None: raise ValueError(f"{model.kind} scaling can't be folded, a temperature can: calibrate(learn)")
-    net = _fold(deepcopy(getattr(model.model, '_orig_mod', model.model)), model.T).eval()
+    if model.kind in ('entropy','structured','matrix'):
+        raise ValueError(f"{model.kind} scaling can't be folded, a temperature can: calibrate(learn)")
+    net = _fold(deepcopy(getattr(model.model, '_orig_mod', model.model)), model.scale, model.bias).eval()
     want,got = _both(model, net, _some_batch(learn) if xb is None else xb)
     if not torch.allclose(want, got, rtol=1e-4, atol=1e-4*float(want.abs().max())):
-        raise ValueError("the last nn.Linear of this network does not give its output, so that T can't be "
+        raise ValueError("the last nn.Linear of this network does not give its output, so that the scaling can't be "
                          "folded into it: export learn.model instead")
     return net
 
@@ -312,8 +317,7 @@ def cross_calibrate(
     order = np.argsort(np.argsort(folds, kind='stable'), kind='stable')  # from fold after fold to the table's order
     z,y = (torch.cat(o)[order] for o in zip(*outputs))
     T,rho = fit_noisy_temperature(z, y, prior)
-    uncalibrate(learn)
-    learn.model = CalibratedModel(learn.model, item_ids(learn.dls.train), scale=1/T)
+    put_scaling(learn, item_ids(learn.dls.train), scale=1/T)
     return CrossCalibration(T, rho, z, y, folds, learners)
 
 # %% ../../nbs/57_calibration.scaling.ipynb #c58b8a23

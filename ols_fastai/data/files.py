@@ -258,7 +258,7 @@ def image_table(
     patient_from:str|None=None, # Pattern that finds the patient in a file's name, see `patients_from_names`
     **kwargs # How the lists are read: `filename`, `label`, `header`, `sep`, `encoding`, see `read_lists`
 )->tuple: # Table with the columns `filename`, `label` and `split`, and the folder that its names are relative to
-    """All images of a data set, checked and found.
+    """All images of a data set, checked and found. A column of patients of another name is there as `patient` too.
 
     Raises what `read_lists`, `check_splits`, `drop_images`, `find_root` and `find_images` raise"""
     is_table = isinstance(train, pd.DataFrame)
@@ -267,6 +267,7 @@ def image_table(
     if not is_table: df = read_lists(train, valid, test, patient, allow_overlap, patient_from=patient_from, **kwargs)
     elif patient_from: df = check_splits(patients_from_names(clean_table(train), patient_from), patient, allow_overlap)
     else: df = check_splits(train, patient, allow_overlap)
+    if patient not in (None,'patient') and 'patient' not in df: df = df.assign(patient=df[patient])  # its later name
     df = drop_images(df, exclude)
     base = find_root(df, _default_root(train, df) if root is None else root, check_files=False)
     return _find_clean(df, base, patient, allow_overlap) if check_files else df, base

@@ -134,14 +134,12 @@ def _warn_of_similar_patients(df, patient):
                   "if they are one, write them alike")
 
 def _warn_of_patients(df):
-    "Say which column looks like one of patients, and has one in two splits"
-    for o in df:
-        if o in ('filename','label','split','list','line'): continue
-        if not any(word in str(o).lower() for word in ('patient','subject','person','mrn')): continue
+    "Say which columns look like one of patients, and whether one is in two splits"
+    for o in patient_columns(df):
         found = find_overlap(df, patient_ids(df[o]))
-        if not found: continue
-        warnings.warn(f"{o} {found.value} is in {found.splits}{and_more(found.n)}: if {o!r} names patients, "
-                      f"say patient={o!r}, and this is an error; if not, patient=None")
+        said = f"{o} {found.value} is in {found.splits}{and_more(found.n)}, which is an error" if found else \
+            "networks should be judged by patient"
+        warnings.warn(f"if the column {o!r} names patients, {said}: say patient={o!r}; if not, patient=None")
 
 # %% ../../nbs/14_data.splits.ipynb #be191baa
 def check_splits(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['missing_words', 'has_places', 'row_place', 'and_more', 'clean_name', 'name_key', 'name_keys', 'text_series',
-           'spell_labels', 'look_alike_key', 'patient_ids', 'clean_table']
+           'spell_labels', 'look_alike_key', 'patient_ids', 'patient_columns', 'clean_table']
 
 # %% ../../nbs/13_data.tables.ipynb #c2ba8a3d
 import numbers, os, re, unicodedata
@@ -175,6 +175,17 @@ def patient_ids(
     codes,known = pd.factorize(values.to_numpy(dtype=object))
     ids = [*map(_patient_id, known), '']   # a missing one has the code -1
     return text_series(np.array(ids, dtype=object)[codes].tolist(), values.index)
+
+# %% ../../nbs/13_data.tables.ipynb #dd0fd2a3
+_patient_name = re.compile('(anonymi[sz]ed|pseudo|study|unique)?(patient|subject|person|participant|mrn|pid)s?'
+                           '(identifier|identity|ident|id|key|code|number|num|no|nr|name|uid|hash)?s?'
+                           '|(id|name)(of)?(the)?(patient|subject|person|participant)')
+
+def patient_columns(
+    df:pd.DataFrame # A table of images
+)->list: # Names, as they are
+    "Columns that by their names tell patients apart, such as `PatientID`; `patient_age` is none"
+    return [o for o in df if _patient_name.fullmatch(re.sub('[^a-z]', '', str(o).lower()))]
 
 # %% ../../nbs/13_data.tables.ipynb #c9f74f87
 def _check_columns(df):

@@ -13,6 +13,7 @@ from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from torch.utils.data import WeightedRandomSampler
+from ..core import note_fit
 from ..data.loaders import BalancedDL
 from .soft_labels import *
 from .soft_labels import _outside
@@ -401,6 +402,7 @@ def after_epoch(self:SoftTargetCallback):
 def after_fit(self:SoftTargetCallback):
     if not self._leave('fit') or not self.now.trained: return
     self.now.trained = False
+    note_fit(self.learn)
     self.fit_done()
 
 # %% ../../nbs/32_train.targets.ipynb #bd3c4122
