@@ -3,7 +3,7 @@ import re, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from sklearn.metrics import log_loss, roc_auc_score
-from fastai.basics import DataLoaders, IndexSplitter, Learner, nn, no_random, noop
+from fastai.basics import DataLoader, DataLoaders, IndexSplitter, Learner, nn, no_random, noop
 from fastai.callback.progress import ProgressCallback
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.vision.all import ColReader, DataBlock, ImageBlock, MultiCategoryBlock
@@ -103,6 +103,27 @@ def test_a_prior_keeps_the_temperature_of_a_rare_finding_near_one():
     y[z[:,1].argmax(),1] = 1
     T,wild = (1/fit_finding_scaling(z, y, 'findings', prior)['scale'] for prior in (.5,None))
     assert T[0]==pytest.approx(3, rel=.25) and .3<T[1]<2.5 and abs(wild[1].log())>abs(T[1].log())
+
+@pytest.mark.parametrize('bias', [True,False])
+@pytest.mark.parametrize('kind', ['temperature','findings','logistic'])
+def test_a_scaling_of_findings_folds_into_the_last_layer(kind, bias):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 4, generator=g)
+    y = (x[:,:3]+.5*torch.randn(90, 3, generator=g)>.8).float()
+    loaders = [DataLoader(torch.utils.data.TensorDataset(x[o], y[o]), bs=30) for o in (slice(0,30), slice(30,90))]
+    net = nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3,bias=bias))
+    learn = Learner(DataLoaders(*loaders), net, loss_func=BCEWithLogitsLossFlat())
+    with learn.no_bar(): calibrate(learn, kind=kind)
+    plain = fold_scaling(learn)
+    want = learn.model.eval()(x)
+    torch.testing.assert_close(plain(x), want, atol=1e-5, rtol=0)
+    assert (want-learn.model.model(x)).abs().max()>.05 and not isinstance(plain, CalibratedModel)
+
+def test_sets_are_for_one_class_per_image():
+    x,y = torch.randn(20, 4),torch.ones(20, 3)
+    dl = DataLoader(torch.utils.data.TensorDataset(x, y), bs=10)
+    learn = Learner(DataLoaders(dl, dl), nn.Linear(4,3), loss_func=BCEWithLogitsLossFlat())
+    with pytest.raises(ValueError, match='multi-label.*class_table'): add_sets(learn)
 
 def test_training_methods_of_classes_refuse_findings_by_name():
     ds = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randint(0, 2, (40,3)).float())

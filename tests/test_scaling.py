@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
+from PIL import Image
 from torch.utils.data import TensorDataset
 from fastai.basics import CancelFitException, Callback, DataLoader, DataLoaders, F, Learner, nn, params
 from fastai.callback.fp16 import MixedPrecision
@@ -480,6 +481,54 @@ def test_not_on_a_plain_data_set_that_is_trained_on():
 class Chaos(Callback):
     order = 90
     def __init__(self, f, on): setattr(self, on, lambda: f(self))
+
+# ---- what a loaded network knows
+
+def test_a_loaded_network_knows_the_images_of_its_training(tmp_path):
+    folder = tmp_path/'images'
+    folder.mkdir()
+    for i in range(40): Image.fromarray(np.random.default_rng(i).integers(0, 255, (8,8), np.uint8)).save(folder/f'{i}.png')
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(40)], label=list('ab')*20, split=['train']*20+['valid']*10+['test']*10))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        dls = image_dls(df, root=folder, size=8, bs=5)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1, cbs=[OLSCallback(.25), Calibrate()])
+    learn.export('a.pkl'); learn.save('a')
+    new = load_learner(tmp_path/'a.pkl')
+    train,test = (df[df['split']==o] for o in ('train','test'))
+    with new.no_bar():
+        with pytest.warns(UserWarning, match='trained on 20 of these 20 images'): CalibrationInterpretation.from_learner(new, dl=train)
+        with pytest.raises(ValueError, match='trained on images of this loader'): calibrate(new, dl=train)
+        assert new.model.kind=='temperature'                    # a refusal leaves the scaling
+        settings = CalibrationInterpretation.from_learner(new, dl=test).settings
+        calibrate(new, dl=test)
+        with pytest.raises(ValueError, match='trained on images of this loader'): calibrate(new, dl=train)
+    assert settings['callbacks']=='OLSCallback(alpha=0.25), Calibrate' and settings['largest learning rate']==.1
+    assert settings['epochs asked of the last fit']==1 and settings['weights']==386
+    again = Learner(dls, CalibratedModel(nn.Sequential(nn.Flatten(), nn.Linear(192, 2))), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    again.load('a'); assert len(again.model.train_ids)==20
+
+def test_what_can_not_be_judged_is_said_before_the_network_runs():
+    learn = with_test()
+    for f in (calibrate, CalibrationInterpretation.from_learner):
+        with pytest.raises(ValueError, match='by its name, dl='): f(learn, learn.dls.valid)
+        with pytest.raises(ValueError, match='got list'): f(learn, dl=[1, 2])
+        with pytest.raises(ValueError, match='no images in this loader'): f(learn, dl=learn.dls.valid.new(TensorDataset(*toy_data(4))).new(TensorDataset(torch.zeros(0, 2), torch.zeros(0).long())))
+    learn,df = frame_learner()
+    for f in (calibrate, CalibrationInterpretation.from_learner):
+        with pytest.raises(ValueError, match='no labels'): f(learn, dl=learn.dls.test_dl(df[90:]))
+    with learn.no_bar():
+        assert len(calibrate(learn, dl=df[90:]).model.used)==60   # a table is as good as its loader
+
+def test_the_bare_network_predicts_for_the_fit_and_the_scaling_comes_back_after_an_error():
+    learn = calibrate(fitted())
+    T = learn.model.T
+    with bare_network(learn): assert not isinstance(learn.model, CalibratedModel)
+    same(calibrate(learn).model.T, T)
+    nn.init.constant_(learn.model.model[2].bias, float('nan'))
+    with pytest.raises(ValueError, match='not finite'): calibrate(learn)
+    same(learn.model.T, T)
 
 # ---- without the wrapper
 

@@ -24,18 +24,18 @@ class CalibratedModel(nn.Module):
     Training through the scaling would be training another network, and the scaling is wrong for the weights that come
     out: while it is set, a forward pass in training mode raises `RuntimeError`. Indexing, and names that are not its
     own, are looked up in the network, for hooks and splitters."""
-    _own = ('scale','entropy','matrix','bias','eps','used','trained')
+    _own = ('scale','entropy','matrix','bias','eps','used','train_ids')
     def __init__(self,
         model:nn.Module, # Gives logits (N,K)
         used=(), # (n,2) `item_ids` of the images of the calibration
-        trained=(), # (m,) what those of the training are known by, see `training_ids`
+        train_ids=(), # (m,) what those of the training are known by, see `training_ids`
         **scaling # Settings of `scale_logits`
     ):
         super().__init__()
         for k in self._own: self.register_buffer(k, None)  # before the network, which may have a `bias` too
         self.model = model
         self.set_scaling(used, **scaling)
-        self.trained = torch.as_tensor(np.asarray(trained), dtype=torch.int64, device=self.used.device).clone()
+        self.train_ids = torch.as_tensor(np.asarray(train_ids), dtype=torch.int64, device=self.used.device).clone()
 
     def _note(self):
         self.is_scaled = bool((self.scale!=1).any() or len(self.entropy) or len(self.bias) or len(self.used))
@@ -106,11 +106,11 @@ def _orig_mod(self:CalibratedModel):
 def load_state_dict(self:CalibratedModel, state_dict, *args, **kwargs):
     "Load weights with their scaling, or those of the bare network with none"
     own = set(self._own)
-    if own-set(state_dict)=={'trained'}: state_dict = {**state_dict, 'trained': self.used.new_empty(0)}  # of before
+    if own-set(state_dict)=={'train_ids'}: state_dict = {**state_dict, 'train_ids': self.used.new_empty(0)}  # of before
     if not own<=set(state_dict) or not all(k in own or k.startswith('model.') for k in state_dict):
         out = self.model.load_state_dict(state_dict, *args, **kwargs)
         self.set_scaling()
-        self.trained = self.trained[:0].clone()
+        self.train_ids = self.train_ids[:0].clone()
         return out
     # the sizes are those of the file: another kind of scaling, and as many images as there were
     for k in own: setattr(self, k, torch.empty_like(state_dict[k], device=self.scale.device))
@@ -142,7 +142,7 @@ def training_ids(
     "What is known of the training images: those of the loader, and of a calibrated network also those of before"
     model,train,known = get_model(learn.model),_train_dl(learn),np.zeros(0, np.int64)
     # an export of an earlier version has none
-    if isinstance(model, CalibratedModel) and 'trained' in model._buffers: known = model.trained.cpu().numpy()
+    if isinstance(model, CalibratedModel) and 'train_ids' in model._buffers: known = model.train_ids.cpu().numpy()
     if train is None or not _is_known(train.dataset): return known
     content,path = item_ids(train, content=False).T
     return np.union1d(known, np.where(path==0, content, path))
@@ -226,7 +226,7 @@ def forget_images(
     model = get_model(learn.model)
     if not isinstance(model, CalibratedModel):
         raise ValueError("this network is not calibrated: there are no images to forget")
-    model.used,model.trained = model.used[:0].clone(),model.trained[:0].clone()
+    model.used,model.train_ids = model.used[:0].clone(),model.train_ids[:0].clone()
     model._note()
     return learn
 
@@ -262,10 +262,11 @@ def describe_learner(
     out = {'network': _network_name(learn, _bare(model)), 'weights': sum(o.numel() for o in _bare(model).parameters()),
            'loss': type(learn.loss_func).__name__, 'calibrated': describe_scaling(model)}
     if train is not None: out |= _describe_loader(train)
-    if learn.opt is None: return out  # has not trained
-    opt = learn.opt_func.func if isinstance(learn.opt_func, partial) else learn.opt_func
-    out |= {'optimiser': getattr(opt, '__name__', str(opt)), 'weight decay': learn.opt.hypers[-1].get('wd')}
-    return out | getattr(learn, 'last_fit', {'epochs asked of the last fit': learn.n_epoch})
+    if learn.opt is not None:  # trained, and not loaded from a file
+        opt = learn.opt_func.func if isinstance(learn.opt_func, partial) else learn.opt_func
+        out |= {'optimiser': getattr(opt, '__name__', str(opt)), 'weight decay': learn.opt.hypers[-1].get('wd'),
+                'epochs asked of the last fit': learn.n_epoch}
+    return out | getattr(learn, 'last_fit', {})
 
 # %% ../../nbs/56_calibration.calibrated.ipynb #6d073fdc
 def _check_has_labels(dl):

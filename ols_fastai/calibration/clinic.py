@@ -27,7 +27,7 @@ from .interpretation import patient_codes
 def _network_hash(learn):
     "What the weights of the network and of its scaling are known by, on any device"
     model,h = get_model(learn.model),hashlib.sha256()
-    known_images = ('used','trained') if isinstance(model, CalibratedModel) else ()
+    known_images = ('used','train_ids') if isinstance(model, CalibratedModel) else ()
     for name,t in model.state_dict().items():
         if name in known_images or not isinstance(t, Tensor): continue
         name = name.replace('_orig_mod.', '')

@@ -56,8 +56,8 @@ def _least_found(R, o, least=10):
         k = int(share.argmin())
         if share[k]>=1: return ''  # infinite where all have too few images
         rows[name] = f'{R.vocab[k]} ({share_text(R, correct, of==k)})'
-    return (f" Of classes with {least} images and more it finds {rows['found']} least, and is least to be believed "
-            f"where it says {rows['right']}.")
+    return (f" Of classes with {least} images and more it finds {rows['found']} least often; where it says "
+            f"{rows['right']}, it is right least often.")
 
 def _gap_text(r):
     "Over- or under-confident, and by how much"
@@ -176,7 +176,8 @@ def _few_mistakes(R, least=10):
     if R.multi_label: return
     codes = group_codes(R.patients, len(R.first.targs))
     wrong = {k: len(np.unique(codes[~o.stats.correct])) for k,o in R.runs.items()}
-    few = '; '.join(f'{k} is wrong about {n} of {codes.max()+1:,} {R.unit}' for k,n in wrong.items() if n<least)
+    of = '' if R.patients is None else 'images of '
+    few = '; '.join(f'{k} is wrong about {of}{n} of {codes.max()+1:,} {R.unit}' for k,n in wrong.items() if n<least)
     if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to say whether probabilities '
                              f'are right: {few}. Intervals and tests of such a network promise too much, and may '
                              'contradict each other: in simulations those at 95 % held in 82 to 92 %.', 'note')

@@ -302,9 +302,9 @@ def _policy(script):
 
 # %% ../../nbs/59_calibration.page.ipynb #47ace6f1
 _blocks_html = """
-{% macro paragraph(b) %}<p{% if b.css %} class="{{ b.css }}"{% endif %}>{{ b.text }}</p>{% endmacro %}
+{% macro paragraph(b) %}<p{% if b.css %} class="{{ b.css }}"{% endif %}>{{ b.text|unbroken }}</p>{% endmacro %}
 
-{% macro bullets(b) %}<ul>{% for o in b['items'] %}<li>{% for line in o.splitlines() %}{{ line }}{{ '' if loop.last else '<br>'|safe }}{% endfor %}</li>{% endfor %}</ul>{% endmacro %}
+{% macro bullets(b) %}<ul>{% for o in b['items'] %}<li>{% for line in o.splitlines() %}{{ line|unbroken }}{{ '' if loop.last else '<br>'|safe }}{% endfor %}</li>{% endfor %}</ul>{% endmacro %}
 
 {% macro web_links(b) %}
 <ul>{% for text,url in b['items'] %}<li><a href="{{ url }}">{{ text }}</a></li>{% endfor %}</ul>
@@ -378,6 +378,7 @@ _page_html = """{% import 'blocks' as blocks %}<!DOCTYPE html>
 
 _templates = jinja2.Environment(loader=jinja2.DictLoader({'blocks': _blocks_html, 'page': _page_html}),
                                 autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+_templates.filters['unbroken'] = lambda text: re.sub(r'(?<=\d) %', '\N{NO-BREAK SPACE}%', text)  # 90 % on one line
 
 # %% ../../nbs/59_calibration.page.ipynb #d356879c
 def render_page(

@@ -33,7 +33,8 @@ def _one_diagram(R, k, o):
 def _curve(R, k, o):
     return figure(lambda: plot_corp(o.stats, None, textwrap.fill(k, 44), R.patients),
         f'Calibration curve without bins (CORP) of {k}, with the region of calibrated networks',
-        f'{k}, without bins (CORP): grey is where the curves of 95 % of calibrated networks lie at each confidence '
+        f'{k}, without bins: how many of the predictions of each confidence are right, as a line that never falls '
+        '(CORP, isotonic regression). Grey is where the curves of 95 % of calibrated networks lie at each confidence '
         f'(not all along the curve), by {R.unit}.')
 
 def _all_diagrams(R):

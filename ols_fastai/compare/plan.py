@@ -43,10 +43,10 @@ def _estimate(learn, epochs, seconds_per_batch):
 @patch
 def plan(self:Comparison,
     batches:int # To train for the estimate
-)->dict: # `runs`, `to_do`, `seconds` and `bytes`, and what the cache takes
+)->dict: # `runs`, `to_do`, `seconds`, `bytes`, what the `cache` takes, and whether weights are `pretrained`
     "Runs, those to do, and estimates of what they take"
     todo = [o for o in self.runs if not run_file(self.out, 'runs', *o).exists()]
-    if not todo: return dict(runs=len(self.runs), to_do=0, seconds=0., bytes=0, cache=None)
+    if not todo: return dict(runs=len(self.runs), to_do=0, seconds=0., bytes=0, cache=None, pretrained=False)
     untrained = dataclasses.replace(self.settings, pretrained=False)
     with no_random():
         learn,_ = make_learner('hard', 0, self.lists, untrained, **self.reading)
@@ -54,7 +54,8 @@ def plan(self:Comparison,
         cache = learn.dls.train.items.store.cache
     n,seconds = len(todo),seconds/self.shared['processes']
     about = cache and repr(cache)   # a plan goes to other processes, a cache does not
-    return dict(runs=len(self.runs), to_do=n, seconds=n*seconds, bytes=n*size+unfinished, cache=about)
+    return dict(runs=len(self.runs), to_do=n, seconds=n*seconds, bytes=n*size+unfinished, cache=about,
+                pretrained=self.settings.pretrained)
 
 # %% ../../nbs/87_compare.plan.ipynb #d5496537
 @with_settings
@@ -75,7 +76,7 @@ def plan_comparison(
     num_workers:int|None=None, # Threads that read images; default: one per core
     cache:str|Path|None=None, # Folder that keeps decoded images
     **kwargs
-)->dict: # `runs`, `to_do`, `seconds` and `bytes`: of what is left to do, estimates; what the `cache` takes
+)->dict: # `runs`, `to_do`; of what is left to do, estimates of `seconds` and `bytes`; `cache`, `pretrained`
     "What `compare` with the same arguments would do"
     c = Comparison(out, methods, seeds, Settings(**kwargs), tune)
     c.set_images(*read_images(train, valid, test, root, exclude, patient=patient, allow_overlap=allow_overlap,
@@ -96,4 +97,6 @@ def plan_text(
     time,size = _time_text(p['seconds']),size_text(p['bytes'])
     how_many = f"{p['to_do']} of {p['runs']} runs to do"
     cache = f"; cache {p['cache']}" if p['cache'] else ''
-    return f'{how_many}: about {time} on this machine (estimated from a few batches), and {size} of disk space{cache}'
+    start = '; its weights come from timm, which downloads those that are not here yet' if p['pretrained'] else ''
+    how = 'estimated from a few batches'
+    return f'{how_many}: about {time} on this machine ({how}), and {size} of disk space{cache}{start}'

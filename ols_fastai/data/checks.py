@@ -61,7 +61,9 @@ def _look_at_all(disk, names, n_workers, progress):
 def _kind_of_duplicates(rows):
     "What it is that some rows show one picture"
     if rows['label'].nunique()>1: return 'duplicate across labels'
-    return 'duplicate across splits' if rows['split'].nunique()>1 else 'duplicate'
+    for o in ('split','patient'):
+        if o in rows and rows[o].nunique()>1: return f'duplicate across {o}s'
+    return 'duplicate'
 
 def _duplicates(df, digests):
     "Rows that show the same pixels as another: (row, problem, detail)"
@@ -72,7 +74,8 @@ def _duplicates(df, digests):
         for k,i in enumerate(rows.index):
             if k==0 and problem!='duplicate across labels': continue   # this one stays
             other = rows.iloc[0 if k else 1]
-            yield i,problem,f"same picture as {other['filename']} ({other['split']}, {other['label']})"
+            who = f", patient {other['patient']}" if 'patient' in other else ''
+            yield i,problem,f"same picture as {other['filename']} ({other['split']}, {other['label']}{who})"
 
 def _say_dim(df, bad):
     "Warn of images that are shown nearly black; they are no reason to leave them out"
