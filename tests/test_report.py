@@ -599,7 +599,7 @@ def test_the_classes_that_are_found_least_and_said_wrongly_stand_in_the_summary(
     y,said = torch.tensor([0]*30+[1]*12+[2]*12+[3]*2),torch.tensor([0]*30+[1]*12+[2]*4+[1]*8+[0]*2)
     p = torch.nn.functional.one_hot(said, 4)*.6+.1
     text = plain(calibration_report({'net': dict(preds=p, targs=y, vocab=list('abcd'))}, tmp_path/'r.html', n=5).read_text())
-    assert 'Of classes with 10 images and more it finds c (33.3 % (13.8 % to 60.9 %)) least, and is least to be believed where it says b (60.0 % (38.7 % to 78.1 %)).' in text
+    assert 'Of classes with 10 images and more it finds c (33.3 % (13.8 % to 60.9 %)) least often; where it says b (60.0 % (38.7 % to 78.1 %)), it is right least often.' in text
     assert re.search(r'<li>net: mean confidence [^<]*<br>[^<]*<br>', (tmp_path/'r.html').read_text())  # a line a thought
 
 def test_the_error_of_the_surest_is_told(tmp_path):
