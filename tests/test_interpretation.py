@@ -757,3 +757,24 @@ def test_findings_that_may_occur_together():
     fig = plot_class(p, y, 5, 'effusion')
     assert fig.get_suptitle()==f'effusion: {int(y[:,5].sum())} of 300 images'
     assert plot_class(p[:,0], y[:,0], 0).get_suptitle().startswith('0: ')
+
+def test_one_answer_of_each_patient_is_the_mean_of_his_images():
+    preds,targs = random_preds(60)
+    patient = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 3))
+    targs = torch.from_numpy(np.random.default_rng(1).integers(0, K, 20))[patient]
+    items = pd.DataFrame(dict(patient=[f'p{o}' for o in patient], site='x'))
+    one = CalibrationInterpretation.from_preds(preds, targs, items=items).per_patient()
+    assert len(one.preds)==20 and list(one.items.patient)==list(items.patient.unique()) and (one.items.images==3).all()
+    for k,who in enumerate(one.items.patient):
+        rows = np.flatnonzero(items.patient==who)
+        torch.testing.assert_close(one.preds[k], preds[rows].double().mean(0), atol=1e-6, rtol=0)
+        assert one.targs[k]==targs[rows[0]]
+    targs[np.flatnonzero(items.patient=='p3')[2]] += 1
+    with pytest.raises(ValueError, match='patient p3 has images of several classes .*have 1 patients in all'):
+        CalibrationInterpretation.from_preds(preds, targs%K, items=items).per_patient()
+
+def test_a_column_that_looks_like_patients_is_named_where_images_are_independent(recwarn):
+    preds,targs = random_preds(8)
+    of = CalibrationInterpretation.from_preds(preds, targs, items=pd.DataFrame(dict(PatientID=[1]*4+[2]*4, age=9)))
+    assert of._patients() is None and "groups='PatientID'" in str(recwarn.pop(UserWarning).message)
+    assert of._patients(False) is None and list(of._patients('PatientID'))==[0]*4+[1]*4 and not recwarn.list

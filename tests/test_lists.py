@@ -882,3 +882,19 @@ def test_brain_regions_that_another_process_finished_first(tmp_path, monkeypatch
     monkeypatch.setattr(datasets, '_write_regions', full)
     with pytest.raises(OSError, match='No space left'): datasets.brain_regions(tmp_path/'d')
     assert not list(tmp_path.iterdir())
+
+def test_patients_of_another_name_are_patients_to_all_that_follows(six, tmp_path):
+    for o in six.filename: cv2.imwrite(str(tmp_path/o), np.random.default_rng(len(o)).integers(0, 255, (9,9), np.uint8))
+    df,_ = image_table(six.assign(mrn=[7.,8,9,10,11,12]), root=tmp_path, patient='mrn')
+    assert list(df.patient)==list('789')+['10','11','12']
+    df,_ = image_table(six.assign(mrn=range(6), patient=list('uvwxyz')), root=tmp_path, patient='mrn')
+    assert list(df.patient)==list('uvwxyz')   # a column of that name stays
+
+def test_one_picture_of_two_patients_is_said(six, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (9,9), np.uint8)
+    df = six.assign(split='train', label='a', patient=list('pqrstu'))
+    for i,o in enumerate(df.filename): cv2.imwrite(str(tmp_path/o), picture if i in (1,4) else picture+i+1)
+    bad = check_images(df, tmp_path, progress=False)
+    assert bad.problem.tolist()==['duplicate across patients'] and bad.detail[0].endswith('(train, a, patient q)')
+    bad = check_images(df.assign(patient='p'), tmp_path, progress=False)
+    assert bad.problem.tolist()==['duplicate'] and bad.detail[0].endswith('(train, a, patient p)')

@@ -638,3 +638,17 @@ def test_a_network_that_tells_nothing_is_called_so_first(tmp_path):
     assert 'no better than' not in verdict['good'].split('blind:')[0]
     assert re.search(r'Its NLL of [\d.]+, with one temperature, is no better than the [\d.]+ of who gives every image the shares of the classes', verdict['blind'])
     assert 'It says no of every image.' in verdict['blind']
+
+def test_the_words_for_the_methods_say_what_was_done(tmp_path):
+    y = torch.arange(40)%2
+    p = torch.nn.functional.one_hot(y, 2)*.6+.2
+    items = pd.DataFrame(dict(patient=np.arange(40)//2))
+    def words(**data):
+        fn = calibration_report({'net': dict(preds=p, targs=y, vocab=['no','yes'], items=items)}, tmp_path/'r.html', n=7, data=data)
+        return plain(fn.read_text()).replace('\N{NO-BREAK SPACE}', ' ')
+    text = words()
+    assert 'We judged 1 network (net) on 40 test images of 20 patients [' in text and '[Were the sets divided by patient?]' in text
+    assert 'Intervals hold 95 % and are by patients: ' in text and 'from 7 bootstrap resamples (seed 0)' in text
+    text = words(**{'training images': 1200, 'validation images': 8, 'patients in more than one split': 0})
+    assert 'There were 1,200 training images and 8 validation images. No patient was in more than one' in text
+    assert '[Were the sets' in words(**{'patients in more than one split': 3})
