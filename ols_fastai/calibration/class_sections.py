@@ -141,9 +141,11 @@ def _threshold(p, y, wanted):
     found = np.sort(p[y==1])[::-1]
     return found[int(np.ceil(wanted*len(found)-1e-9))-1] if len(found) else np.nan
 
-def _chosen_on(valid):
-    "Which images a threshold was chosen on, in words"
-    return 'the validation images' if valid else 'these images, so that the sensitivity looks better than it is'
+def _chosen_on(o, valid):
+    "Which images the threshold of a network was chosen on, in words"
+    if valid is None: return 'these images, so that the sensitivity looks better than it is'
+    too = '' if o.settings.get('calibrated', 'no')=='no' else ', which have calibrated it too'
+    return f'the validation images{too}'
 
 def _misses(R, found, there, wanted, n):
     "A mark where less is found than was wanted, beyond chance: that of these images and of the `n` of the choice"
@@ -168,7 +170,7 @@ def _class_figure(R, k, name):
 
 def _of_two(R, k, o, wanted=(.9,.95,.99), least=10):
     "What each of two classes costs where most of it is to be found; `least`: images of it that a threshold needs"
-    judged,valid,rows = (o.preds,o.targs),valid_preds_of(R, k),{}
+    judged,valid,rows = (o.preds,o.targs),valid_preds_of(R, k, used=True),{}
     (p,y),(p_valid,y_valid) = ((a.double().numpy(),b.numpy()) for a,b in (judged, valid or judged))
     for i,name in enumerate(o.vocab):
         n = int((y_valid==i).sum())
@@ -177,9 +179,9 @@ def _of_two(R, k, o, wanted=(.9,.95,.99), least=10):
             rows[f'{name}, {percent_text(w, 0)}'] = _threshold_row(R, p[:,i], y==i, t, n, w)
     if not rows: return []
     return [table(pd.DataFrame.from_dict(rows, orient='index'),
-                  f'{k}, as trained: the highest threshold that finds the share of a class, chosen on so many of '
-                  f'{_chosen_on(valid)}, and what it gives here; * finds less here, beyond the chance of both sets of '
-                  'images',
+                  f'{k}, as it predicts: the highest threshold that finds the share of a class, chosen on so many '
+                  f'of {_chosen_on(o, valid)}, and what it gives here; * finds less here, beyond the chance of both '
+                  'sets of images',
                   'class, share to find')]
 
 def _yes_or_no(R):

@@ -153,7 +153,7 @@ def _alarms(p, y, t):
 
 def _thresholds(R, k, o, wanted=.9, least=10):
     "What each finding costs where most of it is to be found; `least`: images with it that a threshold needs"
-    judged,valid = (o.preds,o.targs),valid_preds_of(R, k)
+    judged,valid = (o.preds,o.targs),valid_preds_of(R, k, used=True)
     (p,y),there = ((p.double().numpy(),y.numpy()) for p,y in (judged, valid or judged))
     n = there[1].sum(0)
     t = np.array([_threshold(a, b, wanted) if b.sum()>=least else np.nan for a,b in zip(there[0].T, there[1].T)])
@@ -161,9 +161,9 @@ def _thresholds(R, k, o, wanted=.9, least=10):
     if not rows: return []
     few = [name for name,m in zip(o.vocab, n) if m<least]
     rest = f'; {some_names(few, 6)}: fewer than {least} images to choose on' if few else ''
-    caption = (f'{k}, as trained: the highest threshold that finds {percent_text(wanted, 0)} of a finding, chosen on '
-               f'so many of {_chosen_on(valid)}, and what it gives here; * finds less here, beyond the chance of both '
-               f'sets of images{rest}')
+    caption = (f'{k}, as it predicts: the highest threshold that finds {percent_text(wanted, 0)} of a finding, '
+               f'chosen on so many of {_chosen_on(o, valid)}, and what it gives here; * finds less here, '
+               f'beyond the chance of both sets of images{rest}')
     known = ~np.isnan(t)
     return [table(pd.DataFrame.from_dict(rows, orient='index'), caption, 'finding', sortable=len(rows)>8),
             _alarms(p[:,known], y, t[known])]

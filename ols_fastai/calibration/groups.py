@@ -9,6 +9,7 @@ __all__ = ['gap_table', 'calibration_by', 'with_stars', 'findings_difference', '
 import numpy as np, pandas as pd
 from fastai.basics import *
 from scipy import stats
+from ..data.items import loader_table
 from .metrics import *
 from .resampling import *
 from .chance import *
@@ -77,28 +78,49 @@ def with_stars(
     return t.assign(star=np.select([p<.05,~many], [' *',' †'], ''))
 
 # %% ../../nbs/63_calibration.groups.ipynb #8400a40b
+def _mean_of_patients(preds, targs, who):
+    "Mean probabilities of each patient's images, and the first row of each"
+    codes = patient_codes(who, len(preds))
+    first_row = np.unique(codes, return_index=True)[1]
+    differs = (targs!=targs[first_row][codes]).reshape(len(codes), -1).any(1).numpy()
+    if differs.any():
+        i = int(differs.argmax())
+        raise ValueError(f"patient {np.asarray(who)[i]} has images of several classes (rows {first_row[codes[i]]} and "
+                         f"{i}), as have {len(set(codes[differs]))} patients in all: no one answer is right for each")
+    summed = torch.zeros(len(first_row), preds.shape[1], dtype=torch.float64)
+    summed.index_add_(0, torch.from_numpy(codes), preds.double())
+    return summed/torch.from_numpy(np.bincount(codes))[:,None],first_row
+
 @patch
 def per_patient(self:CalibrationInterpretation,
     groups=None # Column (or array) of patients; default: 'patient'
 )->CalibrationInterpretation: # A row per patient, in the order of their first images; `items` counts the `images`
-    """The mean probabilities of each patient's images, judged against the class that all of them have.
+    """The mean probabilities of each patient's images, judged against the class that all of them have. So are those of
+    the validation images whose list has the column, to choose thresholds and to fit scalings.
 
     Raises `ValueError` without patients, and for one whose images have several classes"""
     patients = self._patients(groups)
     if patients is None: raise ValueError("no patients are known: groups= takes their column, or one of each image")
-    counts = np.bincount(patients)
-    first_row = np.unique(patients, return_index=True)[1]
-    differs = (self.targs!=self.targs[first_row][patients]).reshape(len(patients), -1).any(1).numpy()
-    if differs.any():
-        i = int(differs.argmax())
-        who = self._column('patient' if groups is None else groups)[i]
-        raise ValueError(f"patient {who} has images of several classes (rows {first_row[patients[i]]} and {i}), as "
-                         f"have {len(set(patients[differs]))} patients in all: one answer can't be right for each")
-    summed = torch.zeros(len(counts), self.preds.shape[1], dtype=torch.float64)
-    preds = summed.index_add_(0, torch.from_numpy(patients), self.preds.double())/torch.from_numpy(counts)[:,None]
+    by = 'patient' if groups is None else groups
+    preds,first_row = _mean_of_patients(self.preds, self.targs, self._column(by))
     items = pd.DataFrame(index=first_row) if self.items is None else self.items.iloc[first_row]
-    items = items.reset_index(drop=True).assign(images=counts)
-    return type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
+    items = items.reset_index(drop=True).assign(images=np.bincount(patients))
+    out = type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
+    out.settings = self.settings | {'one prediction of each patient': 'mean probabilities of the images'}
+    out.soft_labels,out._valid = self.soft_labels,self._valid_per_patient(by)
+    return out
+
+@patch
+def _valid_per_patient(self:CalibrationInterpretation, by):
+    "The same of the validation images, if their table has the column"
+    if self.learn is None or not isinstance(by, str): return
+    table = loader_table(self.learn.dls.valid) if len(self.learn.dls.loaders)>1 else None
+    if table is None or by not in table: return
+    try:
+        if (valid := self.valid_preds(used=True)) is None: return
+        preds,first_row = _mean_of_patients(*valid, table[by])
+    except ValueError: return  # the network has changed, or a patient there has images of several classes
+    return preds,valid[1][first_row]
 
 # %% ../../nbs/63_calibration.groups.ipynb #1f804078
 def findings_difference(

@@ -264,13 +264,16 @@ def __getitem__(self:CalibrationInterpretation, idxs):
     return super(CalibrationInterpretation, self).__getitem__(idxs)
 
 @patch
-def valid_preds(self:CalibrationInterpretation)->tuple|None: # Probabilities (N,K), true classes (N,); None without any
+def valid_preds(self:CalibrationInterpretation,
+    used:bool=False # Also those that have calibrated the network? A threshold may be chosen on them, no scaling fitted
+)->tuple|None: # Probabilities (N,K), true classes (N,); None without any
     """Predictions on the learner's validation set, to fit a scaling or conformal sets to. There are none if that set
-    was judged or has calibrated the network.
+    was judged, or has calibrated the network.
 
     Raises `ValueError` if the network was trained or calibrated after it was judged"""
-    if self.learn is None or len(self.learn.dls.loaders)<2 or self.settings['calibrated']!='no': return
-    if self.learn.dls.valid.dataset is self.dl.dataset: return
+    if not used and self.settings.get('calibrated', 'no')!='no': return
+    if self.learn is None: return getattr(self, '_valid', None)  # of `per_patient`
+    if len(self.learn.dls.loaders)<2 or self.learn.dls.valid.dataset is self.dl.dataset: return
     if _learner_state(self.learn)!=self._state:
         raise ValueError("the network was trained or calibrated after it was judged: "
                          "give valid_preds and valid_targs of the network that was")

@@ -111,12 +111,13 @@ def attempt_each(
 
 def valid_preds_of(
     R:Report, # What is judged
-    k:str # Name of the network
+    k:str, # Name of the network
+    used:bool=False # Also those that have calibrated it?
 )->tuple|None:
     "Predictions and true classes of validation images, or None where there are none at hand"
     run = R.known.get(k, {})
     if 'valid_preds' in run: return check_judged(run['valid_preds'], run['valid_targs'])
-    return run['interp'].valid_preds() if 'interp' in run else None
+    return run['interp'].valid_preds(used) if 'interp' in run else None
 
 def make_section(
     R:Report, # What is judged
