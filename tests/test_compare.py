@@ -282,7 +282,7 @@ def test_several_seeds_have_an_ensemble(data, tmp_path):
     p = apply_temperature(tensors['preds'], fit_temperature(tensors['valid_preds'], tensors['valid_targs']))
     assert table.filename.tolist()==df.filename[df['split']=='test'].tolist() and table.label.tolist()==[info['vocab'][o] for o in tensors['targs']]
     assert table['ols: class'].tolist()==[info['vocab'][o] for o in p.argmax(1)] and np.allclose(table['ols: probability after T'], p.amax(1), atol=1e-4) and 'hard: class' in table
-    assert np.allclose(table[[f'ols: P({o})' for o in info['vocab']]], p, atol=1e-4)
+    assert np.allclose(table[[f'ols: P({o}) after T' for o in info['vocab']]], p, atol=1e-4)
     assert 'online label smoothing (ensemble)' in page and 'mean of 3' in page
     d = paired_differences(results[results.scaled=='none'], 'ols', measures=('NLL',))
     assert list(d.index.get_level_values('against'))==['hard'] and d.seeds.iloc[0]==3

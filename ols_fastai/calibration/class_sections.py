@@ -98,7 +98,7 @@ def _class_rows(R, k, o):
     perfect = '; an AUROC of 1 has the interval of a share without a miss' if (t.AUROC==1).any() else ''
     kind,how = 'class','each class against all others, with 95 % intervals'
     if R.multi_label: kind,how = 'finding','each finding, predicted from one half on'
-    caption = f'{k}, as trained: {how}; the lowest {by} first{perfect}'
+    caption = f'{k}, {as_judged(o)}: {how}; the lowest {by} first{perfect}'
     return table(pd.DataFrame(columns, index=t.index), caption, kind, sortable=len(t)>8)
 
 def _class_difference(R, one, other, i, level):
@@ -136,53 +136,59 @@ def _classes(R):
             bullets(f'{k}: {CLASS_MEASURES[k]}' for k in _shown)]
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #faa1c948
-def _threshold(p, y, wanted):
-    "The highest from which on at least the share `wanted` of the images of a class, or with a finding, is found"
-    found = np.sort(p[y==1])[::-1]
-    return found[int(np.ceil(wanted*len(found)-1e-9))-1] if len(found) else np.nan
-
 def _chosen_on(o, valid):
-    "Which images the threshold of a network was chosen on, in words"
+    "Which images the thresholds of a network were chosen on, in words"
     if valid is None: return 'these images, so that the sensitivity looks better than it is'
-    too = '' if o.settings.get('calibrated', 'no')=='no' else ', which have calibrated it too'
-    return f'the validation images{too}'
+    too = ', which have calibrated it too' if is_calibrated(o) else ''
+    return f'the validation images{too}; * finds less here, beyond the chance of both sets of images'
 
-def _misses(R, found, there, wanted, n):
-    "A mark where less is found than was wanted, beyond chance: that of these images and of the `n` of the choice"
-    if not there.any(): return ''
-    share,_,high = proportion_interval(found[there], None if R.patients is None else R.patients[there])
-    chosen = 1.96*(wanted*(1-wanted)/n)**.5
-    return ' *' if share+np.hypot(high-share, chosen)<wanted else ''
+def _is_missed(row, wanted):
+    "Is less found than was wanted, beyond chance: that of these images and of those of the choice?"
+    chosen = 1.96*(wanted*(1-wanted)/row['chosen on'])**.5
+    return row.sensitivity+np.hypot(row.sensitivity_high-row.sensitivity, chosen)<wanted
 
-def _threshold_row(R, p, y, t, n, wanted):
-    "Shares of the images of a class or with a finding, of the others, and on both sides of the threshold"
-    above,there = p>=t,y==1
-    return {'chosen on': f'{n:,}', 'from probability': f'{t:.3g}',
-            'sensitivity': share_text(R, above, there)+_misses(R, above, there, wanted, n),
-            'specificity': share_text(R, ~above, ~there), 'PPV': share_text(R, there, above),
-            'NPV': share_text(R, ~there, ~above),
-            'called positive': percent_text(above.mean())}
+def _short_share(row, name):
+    "In whole per cent, as many stand side by side"
+    if not np.isfinite(row[name]): return '–'
+    share,low,high = (f'{100*row[o]:.0f}' for o in (name,f'{name}_low',f'{name}_high'))
+    return f'{share} ({low} to {high})'
+
+def _scaled_threshold(R, k, t):
+    "The same threshold of the probability after the temperature, of two classes, or None"
+    scaled = R.all_scaled.get(k)
+    if len(R.vocab)!=2 or not scaled or not scaled.T: return
+    return float(torch.tensor(t, dtype=torch.float64).logit().div(scaled.T).sigmoid())
+
+def _threshold_row(R, k, row):
+    "A row of `threshold_table` as text"
+    name,wanted = row.name
+    after = _scaled_threshold(R, k, row.threshold)
+    more = {} if after is None else {'the same after T': f'{after:.3g}'}
+    star = ' *' if _is_missed(row, wanted) else ''
+    return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': f'{row.threshold:.3g}', **more,
+            'sensitivity %': _short_share(row, 'sensitivity')+star,
+            **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
+            'called positive %': f"{100*row['called positive']:.0f}"}
+
+def _threshold_rows(R, k, o, wanted, kind):
+    "The table of thresholds of a network, and what it was made of; None where no class has the images"
+    valid = valid_preds_of(R, k, used=True)
+    t = threshold_table(o.preds, o.targs, valid, o.vocab, wanted, R.patients)
+    if t.empty: return None,t
+    rows = {f'{name}, {percent_text(share, 0)}': _threshold_row(R, k, row) for (name,share),row in t.iterrows()}
+    few = [name for name in o.vocab if name not in t.index.get_level_values(0)]
+    rest = f'; {some_names(few, 6)}: fewer than 10 images to choose on' if few else ''
+    caption = (f'{k}, {as_judged(o)}: the highest threshold that finds the share of a {kind}, chosen on so many images '
+               f'with it of {_chosen_on(o, valid)}{rest}')
+    df = pd.DataFrame.from_dict(rows, orient='index')
+    return table(df, caption, f'{kind}, share to find', sortable=len(rows)>8),t
 
 def _class_figure(R, k, name):
     return figure(lambda: R.runs[k].plot_class(name, groups=_groups_of(R)),
                   f'{k}, {name}: calibration curve, probability by outcome, decision curve, ROC and precision-recall',
                   f'{k}, {name}.', wide=True)
 
-def _of_two(R, k, o, wanted=(.9,.95,.99), least=10):
-    "What each of two classes costs where most of it is to be found; `least`: images of it that a threshold needs"
-    judged,valid,rows = (o.preds,o.targs),valid_preds_of(R, k, used=True),{}
-    (p,y),(p_valid,y_valid) = ((a.double().numpy(),b.numpy()) for a,b in (judged, valid or judged))
-    for i,name in enumerate(o.vocab):
-        n = int((y_valid==i).sum())
-        for w in wanted if n>=least else ():
-            t = _threshold(p_valid[:,i], y_valid==i, w)
-            rows[f'{name}, {percent_text(w, 0)}'] = _threshold_row(R, p[:,i], y==i, t, n, w)
-    if not rows: return []
-    return [table(pd.DataFrame.from_dict(rows, orient='index'),
-                  f'{k}, as it predicts: the highest threshold that finds the share of a class, chosen on so many '
-                  f'of {_chosen_on(o, valid)}, and what it gives here; * finds less here, beyond the chance of both '
-                  'sets of images',
-                  'class, share to find')]
+def _of_two(R, k, o): return [_threshold_rows(R, k, o, (.9,.95,.99), 'class')[0]]
 
 def _yes_or_no(R):
     "Thresholds, and pictures of the rarer class, where there are two"

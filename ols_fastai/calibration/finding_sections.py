@@ -22,7 +22,7 @@ from .one_class import *
 from .sections import *
 from .measure_sections import _best_of, _by_shares, _differences, _once_scaled, _p_text
 from .class_sections import *
-from .class_sections import _chosen_on, _class_figure, _classes, _groups_of, _mistakes, _threshold, _threshold_row
+from .class_sections import _class_figure, _classes, _groups_of, _mistakes, _threshold_rows
 from .scaled_sections import *
 
 # %% ../../nbs/72_calibration.finding_sections.ipynb #7a1d677f
@@ -151,22 +151,11 @@ def _alarms(p, y, t):
     return paragraph(f'With all of these thresholds {percent_text(flagged.mean())} of the images are called positive '
                      f'for a finding or more, and {of_none} of those that have none.')
 
-def _thresholds(R, k, o, wanted=.9, least=10):
-    "What each finding costs where most of it is to be found; `least`: images with it that a threshold needs"
-    judged,valid = (o.preds,o.targs),valid_preds_of(R, k, used=True)
-    (p,y),there = ((p.double().numpy(),y.numpy()) for p,y in (judged, valid or judged))
-    n = there[1].sum(0)
-    t = np.array([_threshold(a, b, wanted) if b.sum()>=least else np.nan for a,b in zip(there[0].T, there[1].T)])
-    rows = {o.vocab[i]: _threshold_row(R, p[:,i], y[:,i], t[i], n[i], wanted) for i in np.flatnonzero(n>=least)}
-    if not rows: return []
-    few = [name for name,m in zip(o.vocab, n) if m<least]
-    rest = f'; {some_names(few, 6)}: fewer than {least} images to choose on' if few else ''
-    caption = (f'{k}, as it predicts: the highest threshold that finds {percent_text(wanted, 0)} of a finding, '
-               f'chosen on so many of {_chosen_on(o, valid)}, and what it gives here; * finds less here, '
-               f'beyond the chance of both sets of images{rest}')
-    known = ~np.isnan(t)
-    return [table(pd.DataFrame.from_dict(rows, orient='index'), caption, 'finding', sortable=len(rows)>8),
-            _alarms(p[:,known], y, t[known])]
+def _thresholds(R, k, o):
+    shown,t = _threshold_rows(R, k, o, (.9,), 'finding')
+    if shown is None: return []
+    known = [o.vocab.index(name) for name in t.index.get_level_values(0)]
+    return [shown,_alarms(o.preds[:,known].double().numpy(), o.targs.numpy(), t.threshold.to_numpy())]
 
 @page_section('One finding at a time', findings=True)
 def _each(R):
@@ -175,7 +164,7 @@ def _each(R):
                       'Intervals are of each finding by itself: of twenty, one will miss.'),
             *_classes(R)[1:],
             *attempt_each(R, 'thresholds', partial(_thresholds, R), R.drawn),
-            *attempt_each(R, 'tests', lambda k, o: _tests_of(R, f'{k}, as trained', o.preds), R.drawn),
+            *attempt_each(R, 'tests', lambda k, o: _tests_of(R, f'{k}, {as_judged(o)}', o.preds), R.drawn),
             paragraph('z of the first test is above 0 where probabilities are too high on average; that of the second '
                       '(Spiegelhalter) where they are too far from one half, which for rare findings mixes how high '
                       'they are with how extreme; that of the third where they are too extreme (slope below 1).')]

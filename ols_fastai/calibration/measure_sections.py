@@ -25,12 +25,14 @@ from .sections import *
 def _classes_off(R, k, r, when='', most=3):
     "The predicted classes whose gap is significant, in words"
     t = predicted_gaps(R, k, r)
-    if (t.star==' †').all(): return f' No predicted class has 10 {R.unit} to be judged by.'
+    few = t.index[t.star==' †']
+    if len(few)==len(t): return f' No predicted class has 10 {R.unit} to be judged by.'
     off = t[t.star==' *']
-    if off.empty: return f' No predicted class is off beyond chance{when}.'
+    rest = f'; too few {R.unit} to say: {some_names(few, most)}' if len(few) else ''
+    if off.empty: return f' No predicted class is off beyond chance{when}{rest}.'
     gaps = (100*off.gap).map(lambda v: number_text(v, 'points', True))
     named = some_names([f'{name} ({v} points)' for name,v in gaps.items()], most)
-    return f' Predicted classes that are off beyond chance{when}: {named}.'
+    return f' Predicted classes that are off beyond chance{when}: {named}{rest}.'
 
 def _of_the_sure(R, s, level=.9):
     "How often predictions with a high confidence are right"
@@ -45,19 +47,29 @@ def _of_the_sure(R, s, level=.9):
             f'{percent_text(mean)}, '
             f'{share_text(R, s.correct, of)} are right{off}.')
 
+def _least(R, correct, of, least):
+    "The class of the groups `of` that is right least often, with its share, and the classes of few images"
+    n = np.bincount(of, minlength=len(R.vocab))
+    share = np.where(n>=least, np.bincount(of, correct, len(R.vocab))/n.clip(1), np.inf)
+    k = int(share.argmin())
+    few = [o for o,m in zip(R.vocab, n) if 0<m<least]
+    return '' if share[k]>=1 else f'{R.vocab[k]} ({share_text(R, correct, of==k)})',few
+
 def _least_found(R, o, least=10):
-    "The class that is found least, and the predicted class that is right least"
+    "The class that is found least often, and the predicted class that is right least often"
     targs,correct = R.first.targs.numpy(),o.stats.correct
-    said = o.preds.argmax(1).numpy()
-    rows = {}
-    for name,of in (('found',targs),('right',said)):
-        n = np.bincount(of, minlength=len(R.vocab))
-        share = np.where(n>=least, np.bincount(of, correct, len(R.vocab))/n.clip(1), np.inf)
-        k = int(share.argmin())
-        if share[k]>=1: return ''  # infinite where all have too few images
-        rows[name] = f'{R.vocab[k]} ({share_text(R, correct, of==k)})'
-    return (f" Of classes with {least} images and more it finds {rows['found']} least often; where it says "
-            f"{rows['right']}, it is right least often.")
+    (found,_),(right,few) = (_least(R, correct, of, least) for of in (targs, o.preds.argmax(1).numpy()))
+    said = []
+    if found: said.append(f'Of classes with {least} images and more it finds {found} least often.')
+    too_few = f' (said of fewer than {least} images: {some_names(few, 3)})' if few else ''
+    if right: said.append(f'It is right least often where it says {right}{too_few}.')
+    return ' '.join(said)
+
+def _not_there(R):
+    "Classes that no image shows, of which the page can say nothing"
+    lacks = [o for o,n in zip(R.vocab, np.bincount(R.first.targs, minlength=len(R.vocab))) if not n]
+    if lacks: return paragraph(f'No image judged here is of {some_names(lacks, 6)}: how well the networks find them is '
+                               'not known to this page.', 'note')
 
 def _gap_text(r):
     "Over- or under-confident, and by how much"
@@ -86,8 +98,7 @@ def _verdict(R, name, o):
     conf,acc = percent_text(mean_confidence(o.stats)),percent_text(top_k_acc(o.stats))
     gap = gap_interval(o.resamples(**R.resampling))
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {_gap_text(gap)}.'
-    how = o.settings.get('calibrated', 'no')
-    calibrated = '' if how=='no' else f' It was calibrated after the training: {how}.'
+    calibrated = f" It was calibrated after the training: {o.settings['calibrated']}." if is_calibrated(o) else ''
     rest = _once_scaled(R, name, _scaled_gap) or _classes_off(R, name, o.resamples(**R.resampling))
     said = [mean, _worth_nothing(R, name, o), _of_the_sure(R, o.stats)+calibrated, rest, _least_found(R, o)]
     return '\n'.join(o.strip() for o in said if o)
@@ -151,17 +162,19 @@ def _loss_of_shares(R):
 def _worth_nothing(R, name, o):
     "That a network tells no more than the shares of the classes, or says one class of every image"
     loss,base,said = R.losses[name],float(_loss_of_shares(R)[0]),''
-    how = ', with one temperature,' if R.all_scaled else ''
+    how = ' with one temperature' if R.all_scaled else ''
     if loss>=base:
-        said = (f'Its NLL of {loss:.3f}{how} is no better than the {base:.3f} of who gives every image the shares of '
-                'the classes, whatever it shows.')
+        auroc = macro_table(o.preds, o.targs).value['macro AUROC']
+        ranks = '' if np.isnan(auroc) else f' Its macro AUROC is {auroc:.2f}, and guessing has 0.5.'
+        said = (f'Its probabilities are no better than giving every image the shares of the classes, whatever it '
+                f'shows: NLL {loss:.3f}{how} against {base:.3f}.{ranks}')
     guess = o.preds.argmax(1)
     if (guess==guess[0]).all(): said += f' It says {R.vocab[int(guess[0])]} of every image.'
     return said
 
 def _best_of(R):
     "Whose probabilities are the best, scaled if all are, and as trained"
-    if _few_mistakes(R): return [paragraph('Whose probabilities are the best can not be told from so few mistakes.')]
+    if _few_mistakes(R): return [paragraph('Whose probabilities are the best can not be told: too few images with a mistake.')]
     what,how = 'NLL','each with one temperature'
     if R.multi_label: what,how = 'mean NLL of the findings','each with a slope and an intercept for each finding'
     said = f'Whose probabilities are the best? By the {what}, which should be small, '
@@ -177,8 +190,9 @@ def _few_mistakes(R, least=10):
     codes = group_codes(R.patients, len(R.first.targs))
     wrong = {k: len(np.unique(codes[~o.stats.correct])) for k,o in R.runs.items()}
     of = '' if R.patients is None else 'images of '
-    few = '; '.join(f'{k} is wrong about {of}{n} of {codes.max()+1:,} {R.unit}' for k,n in wrong.items() if n<least)
-    if few: return paragraph(f'Fewer than {least} {R.unit} with a mistake are too few to say whether probabilities '
+    total = f'{codes.max()+1:,} {R.unit}'
+    few = '; '.join(f'{k} is wrong about {of}{n} of {total}' for k,n in wrong.items() if n<least)
+    if few: return paragraph(f'Mistakes on fewer than {least} {R.unit} are too few to say whether probabilities '
                              f'are right: {few}. Intervals and tests of such a network promise too much, and may '
                              'contradict each other: in simulations those at 95 % held in 82 to 92 %.', 'note')
 
@@ -188,6 +202,11 @@ def _without_miss(R):
     return (' A share without a single miss counts each patient once, for nothing tells how alike images of one are: '
             'its interval may be wider than with one miss.')
 
+def _judged_how(R):
+    if not any(map(is_calibrated, R.runs.values())):
+        return 'Networks are judged as they were trained, without a temperature, unless one is named.'
+    return 'Networks are judged as they predict: with the scaling that they have, and no other unless it is named.'
+
 @page_section('Summary')
 def _summary(R):
     K = len(R.vocab)
@@ -196,13 +215,13 @@ def _summary(R):
     notes = attempt_each(R, 'confidence minus accuracy', lambda k, o: verdicts.append(_verdict(R, k, o)), R.runs)
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '
                       'should be right. This page shows how far a network is from that, '
-                      'and how much of it may be chance.'), _few_mistakes(R), bullets(verdicts), *notes,
+                      'and how much of it may be chance.'), _not_there(R), _few_mistakes(R), bullets(verdicts), *notes,
             *attempt('after a temperature', lambda: [_harder(R)], R.missing),
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
                       f'bootstrap resamples, seed {R.seed}.{independence(R)}{_without_miss(R)}{patients_seen(R)} '
-                      'Networks are judged as they predict, without a temperature, unless one is named.')]
+                      f'{_judged_how(R)}')]
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #f341d7ea
 _lead = ('accuracy','Top-','mean confidence','confidence minus accuracy','debiased CE','NLL')
@@ -282,7 +301,10 @@ def _differences(R):
                       'comparisons; it does not say that the difference matters, nor that another training, from '
                       f'another seed, would show it. {_noise(R)}0 (0 to 0) of errors says that both were right about '
                       'the same images, and of AUROCs that both rank them alike.'), _few_mistakes(R), *notes,
-            table(text.loc[_lead_first(text.index)], 'Differences with 95 % intervals, as trained', 'measure')]
+            table(text.loc[_lead_first(text.index)], f'Differences with 95 % intervals, {_how_compared(R)}', 'measure')]
+
+def _how_compared(R):
+    return 'as they predict' if any(map(is_calibrated, R.runs.values())) else 'as trained'
 
 def _noise(R):
     if R.multi_label: return ''

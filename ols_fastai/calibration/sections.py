@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'shared_patients', 'ScaledNetwork', 'Report', 'page_section',
            'attempt_each', 'valid_preds_of', 'make_section', 'gap_interval', 'resampled', 'scaled_of', 'compared',
-           'predicted_gaps', 'independence', 'patients_seen', 'share_text', 'difference_text']
+           'predicted_gaps', 'independence', 'patients_seen', 'share_text', 'difference_text', 'is_calibrated',
+           'as_judged']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import numpy as np, pandas as pd
@@ -222,3 +223,15 @@ def difference_text(
     "A difference with its interval, and a star where that does not hold 0"
     significant = np.isfinite([r.value,r.low,r.high]).all() and not r.low<=0<=r.high
     return interval_text(r, name, True)+(' *' if significant else '')
+
+def is_calibrated(
+    o:CalibrationInterpretation # Of a network
+)->bool:
+    "Was a scaling put behind it before it was judged?"
+    return o.settings.get('calibrated', 'no')!='no'
+
+def as_judged(
+    o:CalibrationInterpretation # Of a network
+)->str:
+    "How a network was judged, in words"
+    return 'with its scaling' if is_calibrated(o) else 'as trained'

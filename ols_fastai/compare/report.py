@@ -143,7 +143,7 @@ def save_predictions(
         classes = [info['vocab'][o] for o in guess.tolist()]
         table = table.assign(**{f'{k}: class': classes, f'{k}: probability after T': best.numpy().round(4)})
         if len(info['vocab'])<=10:
-            each = {f'{k}: P({name})': p[:,i].numpy().round(4) for i,name in enumerate(info['vocab'])}
+            each = {f'{k}: P({name}) after T': p[:,i].numpy().round(4) for i,name in enumerate(info['vocab'])}
             table = table.assign(**each)
     if not runs: return []
     write_csv(table, Path(out)/'predictions.csv')
