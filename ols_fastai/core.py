@@ -212,10 +212,13 @@ def did_you_mean(
 # %% ../nbs/00_core.ipynb #0f880ae5
 def _arguments(cb):
     "Numbers and words that a callback was made with and that are not its defaults, in brackets"
+    always = getattr(type(cb), 'told', ())
     known = vars(cb) | {k: v for o in vars(cb).values() if isinstance(o, dict) for k,v in o.items()}
-    asked = ((k, known.get(k), p.default) for k,p in inspect.signature(type(cb)).parameters.items())
-    said = ', '.join(f'{k}={v}' for k,v,default in asked if isinstance(v, (int,float,str)) and v!=default)
-    return f'({said})' if said else ''
+    said = []
+    for k,p in inspect.signature(type(cb)).parameters.items():
+        v = known.get(k)
+        if isinstance(v, (int,float,str)) and (v!=p.default or k in always): said.append(f'{k}={v}')
+    return f"({', '.join(said)})" if said else ''
 
 def note_fit(
     learn:Learner # At the end of a fit

@@ -14,6 +14,7 @@ from fastai.basics import *
 from ..core import some_names
 from ..data.identity import *
 from ..data.items import loader_table
+from ..data.loaders import with_whole_paths
 from ..data.tables import patient_ids
 from .temperature import scale_logits
 
@@ -87,6 +88,7 @@ def kind(self:CalibratedModel):
     if self.scale.ndim: return 'logistic' if len(self.bias) else 'findings'
     if len(self.entropy): return 'entropy'
     if not len(self.bias): return 'temperature'
+    if not len(self.matrix): return 'temperature and shares'  # of `adapt_learner`
     return 'structured' if self.matrix.ndim==1 else 'matrix'
 
 @patch
@@ -207,8 +209,9 @@ def check_not_calibrated_on(
 
 def warn_of_patients(
     learn:Learner, # Trained
-    dl:DataLoader, # That its scaling is fitted to
-    patient:str # Column of the loaders' tables
+    dl:DataLoader, # Of other images
+    patient:str, # Column of the loaders' tables
+    what:str='calibrated' # Or 'judged': what is done on its images
 ):
     "Warn where the training has images of the same patients, if the tables tell"
     def of(o):
@@ -216,7 +219,7 @@ def warn_of_patients(
         return set() if t is None or patient not in t else set(patient_ids(t[patient]))-{''}
     both = of(dl)&of(learn.dls.train) if len(learn.dls.loaders) else ()
     if not both: return
-    warnings.warn(f"the network is calibrated on images of {len(both)} patients who are in its training too, such as "
+    warnings.warn(f"the network is {what} on images of {len(both)} patients who are in its training too, such as "
                   f"{min(both)}: it is surer of those than of new patients. Split by patient: split_by_group")
 
 def forget_images(
@@ -246,11 +249,15 @@ def _network_name(learn, model):
     arch = getattr(arch, '__name__', arch)
     return kind if arch is None else f'{arch} ({kind})'
 
+def _transform_name(o):
+    size = getattr(o, 'size', None)
+    return type(o).__name__ if size is None else f"{type(o).__name__} to {'x'.join(map(str, L(size).unique()))}"
+
 def _describe_loader(dl):
     "Batch size and transforms of a training loader"
     out = {'batch size': dl.bs}
     for name,when in (('item transforms','after_item'), ('batch transforms','after_batch')):
-        fs = [type(o).__name__ for o in getattr(getattr(dl, when, None), 'fs', ())]
+        fs = [_transform_name(o) for o in getattr(getattr(dl, when, None), 'fs', ())]
         if fs: out[name] = ', '.join(fs)
     return out
 
@@ -259,7 +266,8 @@ def describe_learner(
 )->dict: # Name -> value
     "What a reader wants to know of the network that was judged, as far as the learner knows it"
     model,train = get_model(learn.model),_train_dl(learn)
-    out = {'network': _network_name(learn, _bare(model)), 'weights': sum(o.numel() for o in _bare(model).parameters()),
+    n = sum(o.numel() for o in _bare(model).parameters())
+    out = {'network': _network_name(learn, _bare(model)), 'parameters': n,
            'loss': type(learn.loss_func).__name__, 'calibrated': describe_scaling(model)}
     if train is not None: out |= _describe_loader(train)
     if learn.opt is not None:  # trained, and not loaded from a file
@@ -273,6 +281,28 @@ def _check_has_labels(dl):
     tls,n_inp = getattr(dl.dataset, 'tls', None),getattr(dl.dataset, 'n_inp', 1)
     if tls is not None and len(tls)<=n_inp:
         raise ValueError("this loader has no labels to judge by: dls.test_dl(items, with_labels=True)")
+
+def _check_labels(learn, df):
+    vocab = getattr(learn.dls, 'vocab', None)
+    if 'label' not in df or not isinstance(vocab, CategoryMap): return
+    other = [o for o in df['label'].unique() if str(o) not in set(map(str, vocab))]
+    if not other: return
+    n,known = int((df['label']==other[0]).sum()),some_names(list(map(str, vocab)), 9)
+    raise ValueError(f"the learner has no class {other[0]!r}, which {n} rows of the table have (such classes: "
+                     f"{len(other)}): it knows {known}")
+
+def _loader_of_table(learn, df):
+    "Raises `ValueError` for a table that has no rows, or not what the learner's loaders read"
+    if not len(df): raise ValueError("the table has no rows: give one with images and their classes")
+    _check_labels(learn, df)
+    df = with_whole_paths(learn.dls, df)
+    dl = learn.dls.test_dl(df, with_labels=True)
+    try: dl.dataset[0]
+    except KeyError as e:
+        has = some_names(list(map(str, df)), 9)
+        raise ValueError(f"the table has no column, or the learner no class, {e}: a table must have the columns and "
+                         f"the classes of the training's. It has {has}") from e
+    return dl
 
 def judged_loader(
     learn:Learner, # That is calibrated or judged
@@ -288,9 +318,9 @@ def judged_loader(
         if ds_idx<n: dl = learn.dls[ds_idx]
         else: raise ValueError(f"this learner has {n} loaders and no number {ds_idx}: was a test list given? Of other "
                                f"images give dl={how}")
-    if isinstance(dl, pd.DataFrame) and len(dl): dl = learn.dls.test_dl(dl, with_labels=True)
+    if isinstance(dl, pd.DataFrame): dl = _loader_of_table(learn, dl)
     if not isinstance(dl, DataLoader):
-        raise ValueError(f"dl must be a loader or a table with images, got {type(dl).__name__}: make a loader by {how}")
+        raise ValueError(f"dl must be a loader or a table, got {type(dl).__name__}: make a loader by {how}")
     if dl.n==0:
         raise ValueError("there are no images in this loader; an exported learner has none of its own: give others "
                          f"with their classes, dl={how}")

@@ -27,8 +27,8 @@ def _group_rows(R, k, by, t):
     "A table of gaps as text; `by`: what the network's images were grouped by"
     o = R.runs[k]
     group = group_names(o._column(by), len(o.preds))
-    columns = {'images': t['count'].map('{:,}'.format)}
-    if R.patients is not None: columns[R.unit] = t.patients.map('{:,}'.format)
+    columns = {R.what: t['count'].map('{:,}'.format)}
+    if R.patients is not None and R.what!=R.unit: columns[R.unit] = t.patients.map('{:,}'.format)
     columns['mean confidence'] = t.confidence.map(percent_text)
     columns['accuracy'] = [share_text(R, o.stats.correct, (group==g).to_numpy()) for g in t.index]
     columns['gap, points'] = (100*t.gap).map(lambda v: number_text(v, 'points', True))+t.star
@@ -92,7 +92,7 @@ def short_interval(
 def _class_rows(R, k, o):
     by = 'AUROC' if R.multi_label else 'sensitivity'
     t = class_table(o.preds, o.targs, o.vocab, groups=R.patients).sort_values(by, kind='stable')
-    columns = {'images': t.n.map('{:,}'.format)}
+    columns = {R.what: t.n.map('{:,}'.format)}
     for name in _shown: columns[name] = [short_interval(row, name) for _,row in t.iterrows()]
     if (t.note!='').any(): columns['why some are missing'] = t.note
     perfect = '; an AUROC of 1 has the interval of a share without a miss' if (t.AUROC==1).any() else ''

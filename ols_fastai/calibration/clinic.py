@@ -6,7 +6,7 @@
 __all__ = ['SetPrediction', 'SetLearner', 'add_sets', 'remove_sets']
 
 # %% ../../nbs/75_calibration.clinic.ipynb #5295e872
-import hashlib
+import hashlib, warnings
 import numpy as np, pandas as pd
 from pathlib import PurePath
 from typing import NamedTuple
@@ -14,9 +14,10 @@ from fastai.basics import *
 from ..core import *
 from ..data.folders import images_in
 from ..data.items import loader_table
+from ..data.loaders import with_whole_paths
 from ..data.identity import *
 from ..data.identity import _values
-from .temperature import fit_scaling
+from .temperature import KINDS, fit_scaling
 from .calibrated import *
 from .calibrated import _calibration_images, _check_vocab
 from .scaling import _activation, _check_not_trained_on, _outputs
@@ -76,7 +77,7 @@ class SetLearner(Learner):
     ):
         "As fastai's, with the sets; `load_learner` brings all of it back. Raises `ValueError` as `check_sets` does"
         self.check_sets()
-        super().export(fname, **kwargs)
+        with atomic_write(self.path/fname) as part: super().export(part.absolute(), **kwargs)
 
 # %% ../../nbs/75_calibration.clinic.ipynb #d575e50d
 @patch
@@ -112,6 +113,8 @@ def predict_table(self:SetLearner,
     if on_error not in ('raise','row'): raise ValueError(f"on_error must be 'raise' or 'row', got {on_error!r}")
     self.check_sets()
     if isinstance(files, (str,Path)) and Path(files).is_dir(): files = images_in(files)
+    if isinstance(files, pd.DataFrame): files = with_whole_paths(self.dls, files)
+    elif not hasattr(files, '__len__'): files = list(files)
     if on_error=='row': return self._table_with_errors(files, each=each, **kwargs)
     if not isinstance(files, DataLoader) and not len(files): return pd.DataFrame(columns=_table_columns)
     dl = files if isinstance(files, DataLoader) else self.dls.test_dl(files, **kwargs)
@@ -172,8 +175,17 @@ def _check_settings(learn, by):
         raise ValueError("sets of classes are for one class per image, and this network's loss is multi-label: a "
                          "threshold for each finding is chosen by class_table")
     if by is not None and not (isinstance(by, str) and by=='class'):
-        raise ValueError(f"by is None or 'class', got {by!r}: for thresholds by scanner or site take ConformalSets, "
-                         "which is told the group of each image")
+        raise ValueError(f"by is None, or 'class' for a threshold for each class, got {by!r}: for those by scanner or "
+                         "site take ConformalSets, which is told the group of each image")
+
+def _warn_of_few(sets, least=.05):
+    "Say between which shares the coverage may lie, where the images are few"
+    n = min(sets.counts.values())
+    (low,high),asked = expected_coverage(n, sets.miscoverage),1-sets.miscoverage
+    if asked-low<least or sets.miscoverage*(n+1)<1: return  # of far too few, ConformalSets warns
+    of = ' of a class' if len(sets.counts)>1 else ''
+    warnings.warn(f"these sets are made of {n} images or patients{of}: by the chance of which they are, sets that are "
+                  f"to hold the true class of {asked:.0%} of new images may hold that of {low:.0%} to {high:.0%}")
 
 def _column_of(dl, name):
     df = loader_table(dl)
@@ -189,7 +201,7 @@ def _patients(dl, column):
 def _calibrate_rows(learn, dl, ids, patients, rows):
     "Put a scaling of the same kind, fitted to some rows of the loader, into `learn.model`"
     model = get_model(learn.model)
-    kind = model.kind if isinstance(model, CalibratedModel) and model.is_scaled else 'temperature'
+    kind = model.kind if isinstance(model, CalibratedModel) and model.kind in KINDS else 'temperature'
     with bare_network(learn): z,y = _outputs(learn, dl)
     groups = None if patients is None else patients[rows]
     put_scaling(learn, ids[rows], **fit_scaling(z[rows], y[rows], kind, groups=groups))
@@ -223,7 +235,8 @@ def add_sets(
     """Make conformal sets for a learner, in the place of earlier ones, and have it give them.
 
     Of new images from the same source as the loader's, independent of these, at least `1-miscoverage` have the true
-    class in their set (Angelopoulos & Bates 2021); on average over all images, not for each class or patient.
+    class in their set (Angelopoulos & Bates 2021). That is on average over all images: a rare class or a group may get
+    far less, which `coverage(dl, by='class')` shows and `by='class'` here puts right.
 
     Raises `ValueError` if the network was trained or calibrated on these images (a loaded one knows the paths of those
     of its training if it was calibrated), if classes differ, or if it gives no probabilities (N,K);
@@ -238,6 +251,7 @@ def add_sets(
     except Exception:
         learn.model = model
         raise
+    _warn_of_few(sets)
     learn.__class__ = SetLearner  # in place: its callbacks know it
     learn.sets,learn.made_for = sets,_network_hash(learn)
     return learn

@@ -86,7 +86,8 @@ def _mean_of_patients(preds, targs, who):
     if differs.any():
         i = int(differs.argmax())
         raise ValueError(f"patient {np.asarray(who)[i]} has images of several classes (rows {first_row[codes[i]]} and "
-                         f"{i}), as have {len(set(codes[differs]))} patients in all: no one answer is right for each")
+                         f"{i}), as have {len(set(codes[differs]))} patients in all: no one answer is right for "
+                         "each. Take groups= of studies, or leave such images out")
     summed = torch.zeros(len(first_row), preds.shape[1], dtype=torch.float64)
     summed.index_add_(0, torch.from_numpy(codes), preds.double())
     return summed/torch.from_numpy(np.bincount(codes))[:,None],first_row
@@ -105,8 +106,9 @@ def per_patient(self:CalibrationInterpretation,
     preds,first_row = _mean_of_patients(self.preds, self.targs, self._column(by))
     items = pd.DataFrame(index=first_row) if self.items is None else self.items.iloc[first_row]
     items = items.reset_index(drop=True).assign(images=np.bincount(patients))
+    if 'patient' not in items: items['patient'] = self._column(by)[first_row]
     out = type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
-    out.settings = self.settings | {'one prediction of each patient': 'mean probabilities of the images'}
+    out.settings,out.of_images = self.settings,self
     out.soft_labels,out._valid = self.soft_labels,self._valid_per_patient(by)
     return out
 

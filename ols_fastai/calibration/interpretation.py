@@ -189,14 +189,16 @@ class CalibrationInterpretation(ClassificationInterpretation):
         images=None # N images, or a function from a row's number to its image; default: those of `dl`
     ):
         super(ClassificationInterpretation, self).__init__(learn, dl, losses, act)  # its own wants `dl.vocab`
-        if learn is not None and dl is not None: check_not_calibrated_on(learn, dl)
-        if preds is None: preds,targs = predict_alone(learn, dl=dl, act=act)
+        if preds is None:
+            check_not_calibrated_on(learn, dl)
+            preds,targs = predict_alone(learn, dl=dl, act=act)
         self.preds,self.targs = check_judged(preds, targs)
         self.multi_label = self.targs.ndim==2
         self._resamples = {}
         if not self.multi_label: self._stats = sample_stats(self.preds, self.targs)
         self.vocab = _class_names(vocab, learn, self.preds.shape[1])
         self.items,self.images = _loader_items(dl) if items is None else items,images
+        self.of_images = None  # the interpretation of single images that `per_patient` made this one of
         if self.items is not None and len(self.items)!=len(self.preds):
             raise ValueError(f"{len(self.items)} items for {len(self.preds)} predictions: one per row is needed")
         self._keep_state(learn)
@@ -234,6 +236,7 @@ def from_learner(cls:CalibrationInterpretation,
     dl = judged_loader(learn, dl, ds_idx)
     _check_vocab(learn, dl)
     check_not_calibrated_on(learn, dl)
+    warn_of_patients(learn, dl, 'patient', 'judged')
     preds,targs,losses = predict_alone(learn, dl=dl, with_loss=True, act=act)
     return cls(learn, dl, losses, act, preds, targs)
 
@@ -295,6 +298,7 @@ def _column(self:CalibrationInterpretation, by):
 
 @patch
 def _class_number(self:CalibrationInterpretation, name):
+    name = str(name)
     if name in self.vocab: return self.vocab.index(name)
     near = did_you_mean(name, self.vocab) or f"the classes are {', '.join(self.vocab[:20])}"
     raise ValueError(f"no class {name!r}: {near}")

@@ -174,7 +174,7 @@ def _worth_nothing(R, name, o):
 
 def _best_of(R):
     "Whose probabilities are the best, scaled if all are, and as trained"
-    if _few_mistakes(R): return [paragraph('Whose probabilities are the best can not be told: too few images with a mistake.')]
+    if _few_mistakes(R): return [paragraph('Too few images with a mistake to tell whose probabilities are the best.')]
     what,how = 'NLL','each with one temperature'
     if R.multi_label: what,how = 'mean NLL of the findings','each with a slope and an intercept for each finding'
     said = f'Whose probabilities are the best? By the {what}, which should be small, '

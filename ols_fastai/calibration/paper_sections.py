@@ -30,12 +30,14 @@ def _images_known(R):
 def _facts(R):
     "Numbers of images, classes and patients"
     counts,many,one = _totals(R),*(('findings','finding') if R.multi_label else ('classes','class'))
-    out = {'images judged': f'{len(R.first.preds):,}', many: f'{len(counts):,}',
-           f'images per {one}': f'{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}',
+    source = R.first.of_images
+    out = {f'{R.what} judged': f'{len(R.first.preds):,}', many: f'{len(counts):,}',
+           f'{R.what} per {one}': f'{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}',
            f'{many} with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
     if R.multi_label: out['images without a finding'] = f'{int((R.first.targs.sum(1)==0).sum()):,}'
     if R.patients is None: out['patients'] = 'not given: images are taken as independent'
-    else: out[R.unit] = f'{len(set(R.patients)):,}'
+    elif source is None: out[R.unit] = f'{len(set(R.patients)):,}'
+    if source is not None: out['their images, of which each prediction is a mean'] = f'{len(source.preds):,}'
     return {**out, **_images_known(R)}
 
 def _patients_with(R):
@@ -47,9 +49,10 @@ def _patients_with(R):
 def _class_counts(R):
     counts,one = _totals(R),'finding' if R.multi_label else 'class'
     shares = [percent_text(o/len(R.first.preds)) for o in counts]
-    df = pd.DataFrame({'images': [f'{o:,}' for o in counts], 'share': shares}, index=R.vocab)
-    if R.patients is not None: df.insert(1, R.unit, [f'{o:,}' for o in _patients_with(R)])
-    return table(df.iloc[np.argsort(-counts, kind='stable')], f'Images per {one}', one, sortable=len(df)>25)
+    df = pd.DataFrame({R.what: [f'{o:,}' for o in counts], 'share': shares}, index=R.vocab)
+    if R.patients is not None and R.what!=R.unit: df.insert(1, R.unit, [f'{o:,}' for o in _patients_with(R)])
+    most_first = df.iloc[np.argsort(-counts, kind='stable')]
+    return table(most_first, f'{R.what.capitalize()} per {one}', one, sortable=len(df)>25)
 
 # %% ../../nbs/73_calibration.paper_sections.ipynb #006212db
 def _other_shares(R, trained):
@@ -110,7 +113,7 @@ def _settings(R):
     each = {k: _settings_of(R.known[k]) for k in R.runs}
     names = list(dict.fromkeys(name for o in each.values() for name in o))
     df = pd.DataFrame({k: {name: _setting(o.get(name)) for name in names} for k,o in each.items()})
-    if names: said = table(df, 'Settings and seeds of the training', 'setting')
+    if names: said = table(df, 'Settings and seeds of the training; – is not set, or not known', 'setting')
     else: said = paragraph('No settings of the training were given to this report.')
     return [said, table(_version_table(R), 'Versions')]
 
@@ -184,47 +187,72 @@ def _count(n, what): return f"{n:,} {what}{'s' if n!=1 else ''}"
 def _methods_data(R):
     counts,kind,kinds = _totals(R),*(('finding','findings') if R.multi_label else ('class','classes'))
     networks = f"{_count(len(R.runs), 'network')} ({', '.join(R.runs)})"
-    who = '[of how many patients]' if R.patients is None else f'of {len(set(R.patients)):,} {R.unit}'
-    there = [f"{R.data[k]:,} {k}" for k in ('training images','validation images') if isinstance(R.data.get(k), int)]
-    others = f"There were {' and '.join(there)}." if there else '[Numbers of training and validation images.]'
-    alone = R.data.get(shared_patients)==0
-    apart = 'No patient was in more than one of these sets.' if alone else '[Were the sets divided by patient?]'
-    return (f'We judged {networks} on {len(R.first.preds):,} test images {who} [how they were chosen, which were '
-            f'excluded] with {len(counts):,} {kinds} ({counts.min():,} to {counts.max():,} images per {kind}). '
-            f'{others} {apart} True {kinds} were found by [reference standard].')
+    who = '' if R.what=='patients' else ' [of how many patients]' if R.patients is None else \
+        f' of {len(set(R.patients)):,} {R.unit}'
+    on = R.judged if R.what=='patients' else f'{len(R.first.preds):,} test images{who}'
+    there = [f'{v:,} {k}' for k,v in R.data.items() if isinstance(v, int) and k.startswith(('training ','validation '))]
+    others = f"There were {', '.join(there)}." if there else '[Numbers of training and validation images.]'
+    both = R.data.get(shared_patients)
+    apart = '[Were the sets divided by patient?]'
+    if isinstance(both, int):
+        apart = f"{f'{both:,} patients were' if both else 'No patient was'} in more than one of these sets."
+    return (f'We judged {networks} on {on} [how they were chosen, which were excluded] with {len(counts):,} {kinds} '
+            f'({counts.min():,} to {counts.max():,} {R.what} per {kind}). {others} {apart} True {kinds} were found by '
+            '[reference standard].')
+
+_not_told = ('seconds','images','calibrated')  # of no use in a paper, or said elsewhere
+
+def _told(run):
+    "Settings of a run in words: those that are set"
+    known = {k.removeprefix('method_settings.'): v for k,v in _settings_of(run).items()}
+    return '; '.join(f'{k} {_setting(v)}' for k,v in known.items() if k not in _not_told and v is not None)
+
+def _uses_ols(R, k):
+    run = R.known.get(k, {})
+    return 'OLSCallback' in str(run.get('settings', {}).get('callbacks')) or str(run.get('method')).startswith('ols')
 
 def _methods_training(R):
-    told = {k: _settings_of(R.known.get(k, {})).items() for k in R.runs}
-    each = {k: '; '.join(f'{name} {_setting(v)}' for name,v in o) for k,o in told.items() if o}
+    each = {k: _told(R.known.get(k, {})) for k in R.runs}
+    each = {k: o for k,o in each.items() if o}
     if not each: return '[Network, loss, augmentation, optimiser, learning rate, epochs, what stopped the training.]'
-    if len(set(each.values()))==1: return f'Training: {first(each.values())}.'
-    return ' '.join(f'Training of {k}: {o}.' for k,o in each.items())
+    how = ' '.join(f'Training of {k}: {o}.' for k,o in each.items())
+    if len(set(each.values()))==1: how = f'Training: {first(each.values())}.'
+    ols = ' and '.join(k for k in R.runs if _uses_ols(R, k))
+    if not ols: return how
+    return (f"{ols}: online label smoothing, in which a class's soft label is the mean of the probabilities of its "
+            f'correctly classified training images of the epoch before (Zhang et al. 2021). {how}')
 
-def _methods_measures(R):
+def _methods_measures(R, have):
+    more = [text for title,text in (('Conformal sets', 'conformal sets of classes (LAC, APS, RAPS)'),) if title in have]
+    also = f" Also shown: {', '.join(more)}." if more else ''
+    enough = f'where a class has enough {R.unit} for it'
     if R.multi_label:
-        return ('Each finding was judged by AUROC, by sensitivity and specificity at a probability of one half, and by '
-                'calibration intercept and slope; all together by mean Brier score and negative log-likelihood. '
-                "Three tests of calibration (in the large, Spiegelhalter's, of the slope) were corrected by Holm's "
-                'method for all findings of a network.')
+        return ('Each finding was judged by AUROC, by sensitivity and specificity at a probability of one half, and, '
+                f'{enough}, by calibration intercept and slope; all together by mean Brier score and negative '
+                'log-likelihood. Tests of calibration (in the large, Spiegelhalter\'s, of the slope) were corrected by '
+                f'Holm\'s method for all findings of a network.{also}')
     return ('Networks were judged by accuracy, negative log-likelihood, Brier score, mean confidence minus accuracy, '
-            f'expected calibration error (ECE) and debiased calibration error with {R.n_bins} bins of equal width, and '
-            'reliability diagrams; single classes, each against all others, by sensitivity, positive predictive value, '
-            "AUROC, and calibration intercept and slope. Gaps of groups were tested with Holm's correction.")
+            f'expected calibration error (ECE) and debiased calibration error with {R.n_bins} bins of equal width, '
+            'reliability diagrams and tests of calibration; single classes, each against all others, by sensitivity, '
+            f'specificity, positive predictive value and, {enough}, by AUROC, calibration intercept and slope. Gaps of '
+            f'groups were tested with Holm\'s correction.{also}')
 
 def _methods_intervals(R):
-    unit = 'images, taken as independent' if R.patients is None else R.unit
+    unit = f'{R.what}, taken as independent' if R.patients is None else R.unit
     if R.multi_label: how = "Wilson's for shares, DeLong's for AUROCs, and normal or t approximations for others"
     else:
         how = (f"Wilson's for shares, DeLong's for AUROCs of single classes, from {R.n:,} bootstrap resamples (seed "
                f'{R.seed}) for other measures')
-    paired = ' Differences of networks are paired, image by image.' if len(R.runs)>1 else ''
-    return f'Intervals hold 95 % and are by {unit}: {how}.{paired}'
+    paired = f' Differences of networks are paired, by {R.what}.' if len(R.runs)>1 else ''
+    return f'Intervals, where there are any, hold 95 % and are by {unit}: {how}.{paired}'
 
 def _methods_scaling(R, have):
-    if 'After scaling' not in have: return []
+    done = [f"{k} was calibrated with {o.settings['calibrated']}." for k,o in R.runs.items() if is_calibrated(o)]
+    if 'After scaling' not in have: return done
     if R.multi_label: how = 'a slope and an intercept of each finding (logistic recalibration)'
     else: how = 'one temperature (maximum a posteriori, log T normal around 0 with standard deviation 0.5)'
-    return [f'Each network was also judged after scaling: {how} was fitted to the validation images alone.']
+    which = 'The networks without a scaling were' if done else 'Each network was'
+    return [*done, f'{which} also judged after scaling: {how} was fitted to the validation images alone.']
 
 def methods_section(
     R:Report, # What is judged
@@ -235,7 +263,7 @@ def methods_section(
     packages = ', '.join(f'{k} {v[k]}' for k in ('ols_fastai','fastai','torch','timm','python'))
     return section('Words for the methods', [
         paragraph('Take what is of use, and check it against what was done: [brackets] are for the authors.'),
-        bullets([_methods_data(R), _methods_training(R), _methods_measures(R), _methods_intervals(R),
+        bullets([_methods_data(R), _methods_training(R), _methods_measures(R, have), _methods_intervals(R),
                  *_methods_scaling(R, have), f'Software: {packages}.'])])
 
 # %% ../../nbs/73_calibration.paper_sections.ipynb #7eac388b
@@ -248,7 +276,9 @@ def _limits_of_kind(R):
 def _no_scaling(R):
     "Why there is no section on what a scaling would change"
     what = 'No scaling' if R.multi_label else 'No scaling and no conformal sets'
-    if any(o.settings.get('calibrated', 'no')!='no' for o in R.runs.values()):
+    if any(hasattr(o.learn, 'sets') for o in R.runs.values()):
+        return f'{what} on this page: learn.coverage(dl) judges the sets that the network has been given.'
+    if any(map(is_calibrated, R.runs.values())):
         sets = '' if R.multi_label else '. add_sets(learn, halve=True) makes sets from half of the validation images'
         return (f'{what}: the validation images have calibrated the network already, and say nothing more; '
                 f'valid_preds and valid_targs of other images would{sets}.')

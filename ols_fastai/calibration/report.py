@@ -6,6 +6,7 @@
 __all__ = ['split_facts', 'calibration_report']
 
 # %% ../../nbs/74_calibration.report.ipynb #0ca1150b
+import warnings
 import pandas as pd
 from copy import copy
 from datetime import datetime, timezone
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.progress import Progress
 from fastai.basics import *
-from ..core import atomic_write
+from ..core import atomic_write, did_you_mean
 from ..data.tables import patient_ids
 from ..data.splits import SPLITS, find_overlap
 from ..data.items import loader_table
@@ -47,6 +48,8 @@ def _as_fields(name, run):
     "A run as a dictionary of `_fields`, with the interpretation itself where there is one"
     if isinstance(run, CalibrationInterpretation):
         return dict(interp=copy(run), settings=run.settings, S=run.soft_labels, trained=run.trained)
+    if isinstance(run, Learner):
+        raise ValueError(f"{name} is a learner: give CalibrationInterpretation.from_learner(learn, ds_idx=2) of it")
     run = dict(run) if isinstance(run, dict) else dict(zip(('preds','targs'), run))
     _check_fields(name, run)
     return run
@@ -65,12 +68,17 @@ def split_facts(
     names,counts = dict(train='training images', valid='validation images'),df['split'].value_counts()
     known = {names.get(o, f'{o} images'): int(counts[o]) for o in SPLITS if o in counts}
     if 'patient' in df:
-        overlap = find_overlap(df, patient_ids(df['patient']))
+        ids = patient_ids(df['patient'])
+        for o in SPLITS:
+            n = len(set(ids[(df['split']==o).to_numpy()])-{''})
+            if n: known[names.get(o, f'{o} images').replace('images', 'patients')] = n
+        overlap = find_overlap(df, ids)
         known[shared_patients] = overlap.n if overlap else 0
     return known
 
 def _learner_splits(interp):
     "`split_facts` of the loaders of a network that is at hand, and of the one that was judged"
+    interp = interp if interp.of_images is None else interp.of_images
     if interp.learn is None: return {}
     loaders = list(interp.learn.dls.loaders[:len(SPLITS)])
     if len(loaders)<len(SPLITS) and all(o.dataset is not interp.dl.dataset for o in loaders): loaders.append(interp.dl)
@@ -110,14 +118,21 @@ def _share_items(runs):
 
 def _check_columns(one, columns):
     for o in columns:
+        if not isinstance(o, str): raise ValueError(f"by takes names of columns of the items, got {type(o).__name__}")
         if one.items is None or o not in one.items:
-            has = 'there are none' if one.items is None else ', '.join(map(str, one.items))
+            known = [] if one.items is None else list(map(str, one.items))
+            has = did_you_mean(o, known) or ', '.join(known) or 'there are none'
             raise ValueError(f"no column {o!r} in the items of the runs: {has}. Patients may be an array: groups=[...]")
+        n = one.items[o].nunique()
+        if pd.api.types.is_numeric_dtype(one.items[o]) and n>10:
+            warnings.warn(f"the column {o!r} has {n} values, each a group of its own: make ranges of them first, "
+                          "such as pd.cut(df.age, [0,40,60,80,120])")
 
 def _gather(runs, by, groups, n_bins, n, seed, miscoverage, data):
     "Check what was given, and put it together"
     if n<2: raise ValueError(f"n must be at least 2 resamples, got {n}")
     if isinstance(runs, CalibrationInterpretation): runs = {'network': runs}
+    if isinstance(by, str): by = [by]
     if not isinstance(runs, dict):
         raise ValueError(f"runs must be a dictionary, name -> run, got {type(runs).__name__}")
     if not runs: raise ValueError("no network to report on: runs is empty")
@@ -133,7 +148,8 @@ def _gather(runs, by, groups, n_bins, n, seed, miscoverage, data):
     for o in by:
         if not one.multi_label: one.calibration_by(o, groups=False)  # raises for the true class
     seen = {}
-    if one.learn is not None and trained_on(one.learn, one.dl)[1]:
+    source = one if one.of_images is None else one.of_images
+    if source.learn is not None and trained_on(source.learn, source.dl)[1]:
         seen[shared_patients] = 'images that the network was trained on are among those that are judged'
     data = {**_learner_splits(one), **seen, **(data or {})}
     return Report(good, known, by, unit, patients, n_bins, n, seed, miscoverage, data, missing)
@@ -165,6 +181,7 @@ def _check_path(path, runs):
     if isinstance(runs, (str,Path)):
         raise ValueError("the runs come first, then the path: calibration_report(runs, path)")
     path = Path(path)
+    if not path.suffix: path = path.with_suffix('.html')  # which browsers ask for
     if path.parent.is_dir(): return path
     raise FileNotFoundError(f"no folder {path.parent} to write the report to: make it first")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['calibrate', 'uncalibrate', 'Calibrate', 'fold_scaling', 'RefinementMetric', 'CrossCalibration', 'cross_calibrate',
-           'ensemble_learner', 'estimate_priors', 'adapt_priors']
+           'ensemble_learner', 'estimate_priors', 'adapt_priors', 'adapt_learner']
 
 # %% ../../nbs/57_calibration.scaling.ipynb #25b7dacd
 import re, warnings
@@ -16,6 +16,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from ..core import *
 from ..data.identity import *
+from ..data.loaders import trained_shares
 from ..train.models import Ensemble
 from .temperature import *
 from .temperature import _finding_kinds
@@ -394,3 +395,23 @@ def adapt_priors(
     K = preds.shape[1]
     target = estimate_priors(preds, trained) if target is None else _shares(target, K, 'target')
     return _reweight(preds, target/_shares(trained, K, 'trained'))
+
+# %% ../../nbs/57_calibration.scaling.ipynb #75b2d858
+def adapt_learner(
+    learn:Learner, # Calibrated with a temperature
+    target, # (K,) shares or counts of the classes where it is used, in the order of `learn.dls.vocab`
+    trained=None # (K,) those of the training, as the loader gave them; default: those of `learn.dls.train`
+)->Learner: # The same; sets have to be made again
+    """Have a learner predict for a place where the classes have other shares, and images of one class look the same.
+
+    Raises `ValueError` for a learner without a temperature, and for shares that are not K numbers above 0"""
+    _check_logits(learn, findings=False)
+    model = get_model(learn.model)
+    if not isinstance(model, CalibratedModel) or model.kind not in ('temperature','temperature and shares'):
+        raise ValueError("shares are put behind a temperature: calibrate(learn) first")
+    if trained is None: trained = trained_shares(learn.dls)
+    if trained is None: raise ValueError("this learner does not know the shares of its training: give them, trained=")
+    K = len(torch.as_tensor(trained))
+    bias = (_shares(target, K, 'target')/_shares(trained, K, 'trained')).log()
+    put_scaling(learn, model.used.cpu().numpy(), scale=model.scale, bias=bias)
+    return learn

@@ -61,9 +61,14 @@ class Report:
     @property
     def drawn(self): return dict(list(self.runs.items())[:most_drawn])
     @property
+    def what(self):
+        "What a prediction is of"
+        return 'images' if self.first.of_images is None else 'patients'
+    @property
     def judged(self):
         "What was judged, in words"
-        n = f'{len(self.first.preds):,} images'
+        n,source = f'{len(self.first.preds):,} {self.what}',self.first.of_images
+        if source is not None: return f'{n}, each by the mean probabilities of its images, {len(source.preds):,} in all'
         return n if self.patients is None else f'{n} of {len(set(self.patients)):,} {self.unit}'
     @cached_property
     def all_scaled(self):
@@ -200,10 +205,10 @@ def patients_seen(
     "That the training showed the same patients, or that nobody said whether it did"
     known = R.data.get(shared_patients)
     if isinstance(known, str): return f' Patients in more than one split: {known}.'
-    if known: return f' {known:,} patients are in more than one split: all is better here than it is.'
+    if known: return f' {known:,} patients are in more than one split: every figure here flatters.'
     if shared_patients in R.data: return ''
     return (' Whether the networks were trained or calibrated on images of the same patients is not known to this '
-            'page: if so, all is better here than it is.')
+            'page: if so, every figure here flatters.')
 
 def share_text(
     R:Report, # What is judged

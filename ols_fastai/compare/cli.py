@@ -205,12 +205,14 @@ def _in_options(text):
     text = re.sub(rf"\b({_named})='([\w,]+)'", lambda m: f'{_as_option(m[1])} {m[2]}', text)
     # patient_from='(x)' -> --patient-from '(x)'
     text = re.sub(rf"\b({_named})=(?=['\"])", lambda m: f'{_as_option(m[1])} ', text)
+    text = re.sub(rf"; if not, ({_named})=(None|False)", '', text)  # to say nothing is to say so
     # exclude= -> --exclude
     text = re.sub(rf"\b({_named})=(?=\W|$)", lambda m: _as_option(m[1]), text)
     # `check_images` -> `--check`
     text = re.sub(rf"`({_named})`", lambda m: f'`{_as_option(m[1])}`', text)
     # bs must be, patience needs, a smaller bs -> --bs, --patience
-    as_word = rf"(?:^|{_before})(?!out )({_named})\b(?!\.)|\b({_named})\b(?= must be| needs )"
+    # but `by whole patients`, `patient has` and `valid has` are words
+    as_word = rf"(?:{_before})(?!out )({_named})\b(?!\.)|\b({_named})\b(?= must be| needs | takes | and | is )"
     return re.sub(as_word, lambda m: _as_option(m[1] or m[2]), text)
 
 # %% ../../nbs/89_compare.cli.ipynb #e073fa87
@@ -231,11 +233,13 @@ def _say(text, file=None): print(f'ols_compare: {text}', file=file or sys.stderr
 @contextmanager
 def _plain_warnings():
     "While it is open, our warnings are a line each; everybody else's stay as they are"
-    usual = warnings.showwarning
+    usual,said = warnings.showwarning,set()
     def show(message, category, filename, lineno, file=None, line=None):
-        ours = f'{os.sep}ols_fastai{os.sep}' in filename
-        if ours: _say(f'warning: {_in_options(str(message))}', file)
+        ours,text = f'{os.sep}ols_fastai{os.sep}' in filename,_in_options(str(message))
+        if ours and text not in said: _say(f'warning: {text}', file)
+        elif ours: pass
         else: usual(message, category, filename, lineno, file, line)
+        said.add(text)
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield

@@ -242,6 +242,7 @@ def drop_images(
 def _default_root(train, df):
     "The folder of the training list; absolute names need none"
     if df['filename'].iloc[0][0]=='/': return '/'
+    if isinstance(train, pd.DataFrame) and 'root' in df.attrs: return df.attrs['root']  # of `read_folder`
     if isinstance(train, pd.DataFrame):
         raise ValueError("root must be given with a table: the folder that its file names are relative to")
     return Path(L(train)[0]).parent

@@ -156,5 +156,6 @@ def read_folder(
     _say_passed(root, passed)
     columns = [text_series(list(o)) for o in zip(*rows)]
     df = pd.DataFrame(dict(zip(['filename','label','split'], columns)))
+    df.attrs['root'] = str(root.resolve())  # pandas takes it along, and `image_dls` finds the files by it
     if patient_from: df = patients_from_names(df, patient_from)
     return check_splits(df) if found else clean_table(df)

@@ -6,7 +6,7 @@
 __all__ = ['read_image', 'CVImage', 'CVGrey', 'TensorCVImage']
 
 # %% ../../nbs/12_data.images.ipynb #2114672a
-import cv2, re, struct, tifffile, torch, numpy as np
+import cv2, re, struct, tifffile, torch, warnings, numpy as np
 from PIL import Image
 from fastai.vision.all import *
 from .dicom import _read_dicom
@@ -78,6 +78,10 @@ def _from_memory(o, window=None):
     if a.dtype in (np.uint8,np.uint16) and (a.ndim==2 or a.ndim==3 and a.shape[2]==3): return a
     raise _Unreadable(f"must be (H,W) or (H,W,3), uint8 or uint16, not {a.shape} {a.dtype}: scale and convert it first")
 
+def _warn_of_12_bits():
+    warnings.warn("an image of 16 bits has no value above 4095, and a network sees it nearly black: if values have 12 "
+                  "bits, say so where the loaders are made, window=(2048, 4096)")
+
 class CVImage(np.ndarray):
     "An image (H,W) or (H,W,3), uint8 or uint16, in RGB order"
     _show_args = dict(cmap='gray', vmin=0, vmax=1)
@@ -92,6 +96,8 @@ class CVImage(np.ndarray):
         else:
             try: a = _from_memory(o, kwargs.get('window'))
             except _Unreadable as e: raise ValueError(f"an image in memory {e}") from e
+        if not a.size: raise ValueError(f"an image in memory has no pixels: its shape is {a.shape}")
+        if a.dtype==np.uint16 and not kwargs.get('window') and a.max()<4096: _warn_of_12_bits()
         a = cls._planes(a)
         if not (a.flags.c_contiguous and a.flags.writeable): a = a.copy()  # torch wants to be able to write
         return a.view(cls)

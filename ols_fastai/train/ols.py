@@ -22,6 +22,7 @@ class OLSCallback(SoftTargetCallback):
     labels `S`. Probabilities are accumulated in `after_batch`; in `after_epoch` row `y` of `S` becomes the mean of
     those of the correctly classified samples of `y`. Raises `ValueError` for an argument out of its range, and
     `FileNotFoundError` where the folder of `checkpoint` is missing"""
+    told = ('alpha',)  # what `note_fit` tells of it even where it is the default
     def __init__(self,
         alpha:float=0.5, # Share of the learner's own loss, in [0, 1]; 1 turns OLS off
         min_lam:float=0.9, # MixUp, CutMix: an image teaches only if at least this share of it is its own
