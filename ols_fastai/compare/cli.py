@@ -159,7 +159,8 @@ def _source_mistake(a):
     if a.data=='radimagenet' and not a.root: return '--data radimagenet needs --root, the folder of the data set'
     if source and own: return f'{source} brings its own lists: leave out {own[0]}'
     if source or not missing: return
-    return f"{', '.join(missing)} missing: give three lists, or --folder, or --data brain_regions"
+    one = '. To divide one list, see split_by_group in the tutorial own_csv' if len(missing)==2 else ''
+    return f"{', '.join(missing)} missing: give three lists, or --folder, or --data brain_regions{one}"
 
 def _share_mistake(a):
     "What is wrong with the shares of a folder's images, or None"
@@ -201,6 +202,7 @@ def _as_option(name): return _other_names.get(name) or _flag(name)
 def _in_options(text):
     "A message with options in the place of Python's arguments"
     if text.startswith('method '): return text  # what a method calls momentum is no option
+    text = text.replace('take it off the list', 'leave it out, --check finds all such files')
     # n_bins='x' -> --bins x
     text = re.sub(rf"\b({_named})='([\w,]+)'", lambda m: f'{_as_option(m[1])} {m[2]}', text)
     # patient_from='(x)' -> --patient-from '(x)'
@@ -212,7 +214,7 @@ def _in_options(text):
     text = re.sub(rf"`({_named})`", lambda m: f'`{_as_option(m[1])}`', text)
     # bs must be, patience needs, a smaller bs -> --bs, --patience
     # but `by whole patients`, `patient has` and `valid has` are words
-    as_word = rf"(?:{_before})(?!out )({_named})\b(?!\.)|\b({_named})\b(?= must be| needs | takes | and | is )"
+    as_word = rf"(?:{_before})(?!out )({_named})\b(?!\.)|\b({_named})\b(?= must be| needs | takes )"
     return re.sub(as_word, lambda m: _as_option(m[1] or m[2]), text)
 
 # %% ../../nbs/89_compare.cli.ipynb #e073fa87

@@ -173,6 +173,16 @@ def _check_columns(df, names):
         near,known = did_you_mean(o, df.columns),', '.join(df.columns)
         raise ValueError(f"no column {o!r} to report by: {near} the lists have {known}")
 
+def _say_few(df, console, least=10):
+    "Name the classes whose figures will rest on few patients, or images, of the test"
+    test = df[df['split']=='test']
+    what = 'patient' if 'patient' in test else 'filename'
+    n = test.groupby('label')[what].nunique().reindex(sorted(df.label.unique()), fill_value=0)
+    few = [f'{k} ({v})' for k,v in n.items() if v<least]
+    if not few: return
+    unit = 'patients' if what=='patient' else 'images'
+    _say(console, f'test: fewer than {least} {unit} of {_name_some(few, 5)}: what is said of those will be vague')
+
 def _train_all(comparisons, a, console):
     "Tables of the networks, and what has failed"
     results,failed = {},[]
@@ -237,6 +247,7 @@ def run_command(
     elif a.exclude: lists['exclude'] = a.exclude
     images = read_images(**lists)
     _check_columns(images[0]['train'], [*_words(a.by), *L(a.groups)])
+    _say_few(images[0]['train'], console)
     for arch,c in comparisons.items():
         c.set_images(*images, num_workers=a.workers, cache=a.cache)
         plan = first_process(c.plan, 3)

@@ -281,7 +281,9 @@ def split_by_group(
         raise ValueError(f"by whole {group}s, of which there are {groups.max()+1}, all images go to training, where "
                          "every class must stay: is that the right column?")
     _warn_of_shares(codes, shares, group)
-    return df.reset_index(drop=True).assign(split=np.array(SPLITS, dtype=object)[codes])
+    out = df.reset_index(drop=True).assign(split=np.array(SPLITS, dtype=object)[codes])
+    warn_of_lacking(out)
+    return out
 
 def split_counts(
     df:pd.DataFrame, # With the columns `label` and `split`
