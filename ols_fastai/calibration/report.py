@@ -64,14 +64,13 @@ def _interpretation(run):
 def split_facts(
     df:pd.DataFrame # With the column `split`, and maybe `patient`
 )->dict: # For `calibration_report(data=)`
-    "Images of each split, and how many patients are in more than one"
-    names,counts = dict(train='training images', valid='validation images'),df['split'].value_counts()
-    known = {names.get(o, f'{o} images'): int(counts[o]) for o in SPLITS if o in counts}
+    "Images and patients of each split, and how many patients are in more than one"
+    names,counts = dict(train='training', valid='validation', test='test'),df['split'].value_counts()
+    known = {f'{names[o]} images': int(counts[o]) for o in SPLITS if o in counts}
     if 'patient' in df:
         ids = patient_ids(df['patient'])
-        for o in SPLITS:
-            n = len(set(ids[(df['split']==o).to_numpy()])-{''})
-            if n: known[names.get(o, f'{o} images').replace('images', 'patients')] = n
+        n = ids[ids!=''].groupby(df['split'], observed=True).nunique()
+        known.update({f'{names[o]} patients': int(n[o]) for o in SPLITS if o in n})
         overlap = find_overlap(df, ids)
         known[shared_patients] = overlap.n if overlap else 0
     return known
