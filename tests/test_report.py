@@ -12,6 +12,7 @@ from ols_fastai.data.datasets import brain_regions
 from ols_fastai.compare.cli import ols_compare
 from ols_fastai.calibration.interpretation import CalibrationInterpretation
 from ols_fastai.calibration.scaling import calibrate
+from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
 from ols_fastai.calibration.report import calibration_report
 
 nasty = ['<b>bold</b>', '"quoted" & sons', "$\\frac{1}{$", '<script>document.title="pwned"</script>', 'ä{{ 7*7 }}ß', 'a_very_long_name_without_a_blank_'*4]
@@ -120,7 +121,6 @@ def test_numbers_are_those_of_the_measures(path):
     from ols_fastai.calibration.metrics import confidence_gap, ece, in_percent, nll
     from ols_fastai.calibration.page import interval_text
     from ols_fastai.calibration.conformal import ConformalSets
-    from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
     text,a,b,patients = path.read_text(),run(2.),run(.6),np.arange(600)//3
     number = lambda v, sign='': f'{v:{sign}.3f}'.replace('-', '\N{MINUS SIGN}')
     m = cells(text, 'Measures with 95 % intervals')
@@ -173,7 +173,6 @@ def test_the_summary_says_whose_probabilities_are_the_best(tmp_path):
     from ols_fastai.calibration.metrics import nll
     from ols_fastai.calibration.page import interval_text
     from ols_fastai.calibration.resampling import paired_bootstrap
-    from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
     def text(runs): return plain(calibration_report(runs, tmp_path/'a.html', n=50).read_text())
     good,sure,blind = run(1.),run(3.),run(1.)
     for k in ('preds','valid_preds'): blind[k] = blind[k].flip(0)
@@ -227,7 +226,6 @@ def test_patients_of_each_class_are_counted(tmp_path):
 
 def test_classes_are_judged_after_the_temperature_too(tmp_path):
     "A network that is right about all classes but one on average: of this it is far too sure once it is scaled"
-    from ols_fastai.calibration.temperature import fit_temperature, apply_temperature
     g = torch.Generator().manual_seed(0)
     n,K = 800,4
     y = torch.randint(0, K, (2*n,), generator=g)
@@ -599,7 +597,7 @@ def test_the_classes_that_are_found_least_and_said_wrongly_stand_in_the_summary(
     y,said = torch.tensor([0]*30+[1]*12+[2]*12+[3]*2),torch.tensor([0]*30+[1]*12+[2]*4+[1]*8+[0]*2)
     p = torch.nn.functional.one_hot(said, 4)*.6+.1
     text = plain(calibration_report({'net': dict(preds=p, targs=y, vocab=list('abcd'))}, tmp_path/'r.html', n=5).read_text())
-    assert 'Of classes with 10 images and more it finds c (33.3 % (13.8 % to 60.9 %)) least often; where it says b (60.0 % (38.7 % to 78.1 %)), it is right least often.' in text
+    assert 'Of classes with 10 images and more it finds c (33.3 % (13.8 % to 60.9 %)) least often. It is right least often where it says b (60.0 % (38.7 % to 78.1 %)) (said of fewer than 10 images: c).' in text
     assert re.search(r'<li>net: mean confidence [^<]*<br>[^<]*<br>', (tmp_path/'r.html').read_text())  # a line a thought
 
 def test_the_error_of_the_surest_is_told(tmp_path):
@@ -622,11 +620,14 @@ def test_two_classes_have_thresholds_chosen_on_validation_images_and_a_picture(t
     found = r['valid_preds'][:,1][r['valid_targs']==1].sort(descending=True).values
     t = found[int(np.ceil(.95*len(found)))-1]
     above,there = r['preds'][:,1]>=t,r['targs']==1
-    row = re.search(r'yes, 95 %\s+(\d+)\s+([\d.]+)\s+([\d.]+) %', page)
-    assert int(row[1])==len(found) and float(row[2])==pytest.approx(float(t), rel=2e-3) and float(row[3])==pytest.approx(100*float(above[there].float().mean()), abs=.06)
-    assert 'the highest threshold that finds the share of a class, chosen on so many of the validation images' in page and page.count('a, yes.')+page.count('a, no.')==1
+    row = re.search(r'yes, 95 %\s+(\d+)\s+([\d.]+)\s+([\d.]+)\s+(\d+) \(', page)
+    T = fit_temperature(r['valid_preds'], r['valid_targs'])
+    scaled = apply_temperature(torch.stack([1-t, t])[None], T)[0,1].item()
+    assert int(row[1])==len(found) and float(row[2])==pytest.approx(float(t), rel=2e-3) and float(row[3])==pytest.approx(scaled, rel=2e-3)
+    assert int(row[4])==round(100*float(above[there].float().mean()))
+    assert 'the highest threshold that finds the share of a class, chosen on so many images with it of the validation images' in page and page.count('a, yes.')+page.count('a, no.')==1
     del r['valid_preds'],r['valid_targs']
-    assert 'chosen on so many of these images, so that the sensitivity looks better than it is' in plain(calibration_report({'a': r}, tmp_path/'a.html', n=20).read_text())
+    assert 'of these images, so that the sensitivity looks better than it is' in plain(calibration_report({'a': r}, tmp_path/'a.html', n=20).read_text())
     few = two_classes(n=16, seed=5)
     assert few['valid_targs'].sum()<10<(few['valid_targs']==0).sum()
     page = plain(calibration_report({'a': few}, tmp_path/'a.html', n=20).read_text())
@@ -636,7 +637,7 @@ def test_a_network_that_tells_nothing_is_called_so_first(tmp_path):
     page = plain(calibration_report({'good': two_classes(), 'blind': two_classes(0.)}, tmp_path/'a.html', n=20).read_text())
     verdict = {k: page[page.index(f'{k}: mean confidence'):][:700] for k in ('good','blind')}
     assert 'no better than' not in verdict['good'].split('blind:')[0]
-    assert re.search(r'Its NLL of [\d.]+, with one temperature, is no better than the [\d.]+ of who gives every image the shares of the classes', verdict['blind'])
+    assert re.search(r'Its probabilities are no better than giving every image the shares of the classes, whatever it shows: NLL [\d.]+ with one temperature against [\d.]+. Its macro AUROC is 0.50', verdict['blind'])
     assert 'It says no of every image.' in verdict['blind']
 
 def test_the_words_for_the_methods_say_what_was_done(tmp_path):
@@ -648,7 +649,7 @@ def test_the_words_for_the_methods_say_what_was_done(tmp_path):
         return plain(fn.read_text()).replace('\N{NO-BREAK SPACE}', ' ')
     text = words()
     assert 'We judged 1 network (net) on 40 test images of 20 patients [' in text and '[Were the sets divided by patient?]' in text
-    assert 'Intervals hold 95 % and are by patients: ' in text and 'from 7 bootstrap resamples (seed 0)' in text
+    assert 'Intervals, where there are any, hold 95 % and are by patients: ' in text and 'from 7 bootstrap resamples (seed 0)' in text
     text = words(**{'training images': 1200, 'validation images': 8, 'patients in more than one split': 0})
-    assert 'There were 1,200 training images and 8 validation images. No patient was in more than one' in text
-    assert '[Were the sets' in words(**{'patients in more than one split': 3})
+    assert 'There were 1,200 training images, 8 validation images. No patient was in more than one' in text
+    assert '3 patients were in more than one of these sets.' in words(**{'patients in more than one split': 3})

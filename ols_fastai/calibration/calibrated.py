@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CalibratedModel', 'training_ids', 'trained_on', 'put_scaling', 'bare_network', 'check_not_calibrated_on',
-           'warn_of_patients', 'forget_images', 'describe_scaling', 'describe_learner', 'judged_loader']
+           'refuse_calibration_images', 'warn_of_patients', 'forget_images', 'describe_scaling', 'describe_learner',
+           'judged_loader']
 
 # %% ../../nbs/56_calibration.calibrated.ipynb #cfa9c0bf
 import warnings
@@ -201,6 +202,14 @@ def check_not_calibrated_on(
     if much:
         warnings.warn(f"the network was trained on {int(same.sum())} of these {len(same)} images, and on those it "
                       "looks better than it is: judge on others")
+    refuse_calibration_images(learn, dl, what)
+
+def refuse_calibration_images(
+    learn:Learner, # Calibrated or not
+    dl:DataLoader, # On which it shall be judged
+    what:str='this loader' # What to call it in the error
+):
+    "As `check_not_calibrated_on`, without a look at the training images"
     found = _calibration_images(learn, dl, 'its', f'{what}: ')
     if not found: return
     raise ValueError(f"{found} calibrated this network. Judged on them it would look better than it is: judge on "

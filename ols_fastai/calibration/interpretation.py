@@ -189,9 +189,8 @@ class CalibrationInterpretation(ClassificationInterpretation):
         images=None # N images, or a function from a row's number to its image; default: those of `dl`
     ):
         super(ClassificationInterpretation, self).__init__(learn, dl, losses, act)  # its own wants `dl.vocab`
-        if preds is None:
-            check_not_calibrated_on(learn, dl)
-            preds,targs = predict_alone(learn, dl=dl, act=act)
+        if learn is not None and dl is not None: refuse_calibration_images(learn, dl)
+        if preds is None: preds,targs = predict_alone(learn, dl=dl, act=act)
         self.preds,self.targs = check_judged(preds, targs)
         self.multi_label = self.targs.ndim==2
         self._resamples = {}

@@ -16,6 +16,7 @@ from .temperature import *
 from .metrics import *
 from .resampling import *
 from .curves import *
+from .classes import *
 from .interpretation import *
 from .groups import *
 from .networks import *
