@@ -1,6 +1,7 @@
 "A learner with its sets: coverage, export, refusal after a change, and one answer however an image is asked about."
 import shutil, subprocess, sys, warnings
 import cv2, numpy as np, pandas as pd, pytest, torch
+from PIL import Image
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -454,3 +455,49 @@ def test_a_table_with_all_probabilities_and_one_of_nothing(files):
     assert learn.predict_table(names, each=True, on_error='row')['p(b)'].tolist()==table['p(b)'].tolist()
     none = learn.predict_table([])
     assert len(none)==0 and list(none)==list(learn.predict_table(names))
+
+def folder_of(root, seed, n=24):
+    "Dark squares are a, bright ones b"
+    rng = np.random.default_rng(seed)
+    for k,label in enumerate('ab'):
+        (root/label).mkdir(parents=True)
+        for i in range(n):
+            picture = rng.integers(0, 60, (8,8), dtype=np.uint8)+120*k
+            Image.fromarray(picture).save(root/label/f'{i}.png')
+    return read_folder(root)
+
+def folder_learner(df, path):
+    learn = Learner(image_dls(df, size=8, bs=8, num_workers=0), nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
+                    loss_func=CrossEntropyLossFlat(), path=path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(20, .01)
+        return add_sets(learn)
+
+def test_a_folder_of_another_site_is_read_there_and_not_in_the_trainings(tmp_path):
+    here,there = folder_of(tmp_path/'here', 0),folder_of(tmp_path/'there', 1)
+    for o in ('a','b'): (tmp_path/'there'/o).rename(tmp_path/'there'/f'{o}_')          # the classes changed places
+    for o,p in (('a','b'),('b','a')): (tmp_path/'there'/f'{o}_').rename(tmp_path/'there'/p)
+    df = split_by_group(here, 'filename', valid=.4, test=.2)
+    with pytest.warns(UserWarning, match='these sets are made of .* may hold that of'):
+        learn = folder_learner(df, tmp_path)
+    learn.export('a.pkl')
+    served = load_quietly(tmp_path/'a.pkl')
+    with served.no_bar():
+        assert served.coverage(here[df.split=='test']).loc['all','coverage']>.8
+        assert served.coverage(there).loc['all','coverage']<.2                          # each is taken for the other
+        assert (served.predict_table(there).label!=there.label).all()
+        with pytest.raises(ValueError, match="no class 'c', which 48 rows"): served.coverage(there.assign(label='c'))
+        with pytest.raises(ValueError, match='no column.*label'): served.coverage(there.drop(columns='label'))
+        with pytest.raises(ValueError, match='no rows'): served.coverage(there[:0])
+
+def test_an_export_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
+    learn = folder_learner(split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2), tmp_path)
+    shutil.rmtree(tmp_path/'here')
+    learn.export('a.pkl')
+    before = (tmp_path/'a.pkl').read_bytes()
+    def half(o, f, **kwargs):
+        Path(f).write_bytes(b'half')
+        raise KeyboardInterrupt
+    monkeypatch.setattr('fastai.learner.torch.save', half)
+    with pytest.raises(KeyboardInterrupt): learn.export('a.pkl')
+    assert (tmp_path/'a.pkl').read_bytes()==before and [o.name for o in tmp_path.iterdir()]==['a.pkl']

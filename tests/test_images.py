@@ -960,3 +960,15 @@ def test_pretrained_stats_of_one_channel():
     grey = pretrained_stats('resnet50', channels=1)
     assert np.allclose(grey, ([.449],[.226])) and pretrained_stats('resnet50', grey, channels=1)==grey
     with pytest.raises(ValueError, match='resnet50'): pretrained_stats('resnet50', ([.5],[.5]), channels=1)
+
+def test_twelve_bits_in_sixteen_are_said_and_a_window_is_heard(tmp_path):
+    a = np.full((9,9), 4000, np.uint16)
+    Image.fromarray(a).save(tmp_path/'a.png')
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        for o in (tmp_path/'a.png',a): CVImage.create(o)
+        assert len(said)==2 and all('no value above 4095' in str(o.message) for o in said)
+        CVImage.create(tmp_path/'a.png', window=(2048,4096))
+        CVImage.create(a+5000)
+        assert len(said)==2
+    with pytest.raises(ValueError, match='no pixels'): CVImage.create(np.zeros((0,0), np.uint8))

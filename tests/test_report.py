@@ -653,3 +653,27 @@ def test_the_words_for_the_methods_say_what_was_done(tmp_path):
     text = words(**{'training images': 1200, 'validation images': 8, 'patients in more than one split': 0})
     assert 'There were 1,200 training images, 8 validation images. No patient was in more than one' in text
     assert '3 patients were in more than one of these sets.' in words(**{'patients in more than one split': 3})
+
+def test_a_report_per_patient_says_so_and_counts_the_images(tmp_path):
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(40), 3)
+    y = torch.from_numpy(rng.integers(0, 2, 40))[patient]
+    p = torch.rand(120, generator=torch.Generator().manual_seed(0))
+    one = CalibrationInterpretation.from_preds(torch.stack([1-p,p], 1), y, ['no','yes'], pd.DataFrame(dict(patient=patient))).per_patient()
+    text = plain(calibration_report({'net': one}, tmp_path/'r', n=5, title='t').read_text())
+    assert (tmp_path/'r.html').exists()
+    for o in ('1 network judged on 40 patients, each by the mean probabilities of its images, 120 in all', 'patients judged 40',
+              'on 40 patients, each by the mean probabilities of its images, 120 in all [', 'are by patients'):
+        assert ' '.join(o.split()) in ' '.join(text.split()), o
+    assert 'images judged 40' not in ' '.join(text.split()) and 'Images per class' not in text
+
+def test_slips_in_what_is_reported_are_named(tmp_path):
+    p,y = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)).softmax(1),torch.arange(30)%2
+    def report(**kwargs):
+        items = pd.DataFrame(dict(site=['x','y','z']*10, age=np.arange(30)))
+        return calibration_report({'net': dict(preds=p, targs=y, items=items)}, tmp_path/'r.html', n=3, **kwargs)
+    assert 'net, by site' in report(by='site').read_text()
+    with pytest.raises(ValueError, match='did you mean site'): report(by=['Site'])
+    with pytest.raises(ValueError, match='names of columns'): report(by=[np.arange(30)])
+    with pytest.warns(UserWarning, match="'age' has 30 values"): report(by=['age'])
+    with pytest.raises(ValueError, match='is a learner'): calibration_report({'net': toy_learner()}, tmp_path/'r.html')

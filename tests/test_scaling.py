@@ -941,3 +941,20 @@ def test_training_images_are_judged_with_a_word(tmp_path):
 def test_a_loader_without_labels_is_named():
     learn,df = frame_learner()
     with learn.no_bar(), pytest.raises(ValueError, match='with_labels=True'): CalibrationInterpretation.from_learner(learn, dl=learn.dls.test_dl(df[:20]))
+
+def test_the_shares_of_another_place_go_behind_the_network_and_into_the_file(tmp_path):
+    learn,df = frame_learner(path=tmp_path)
+    with learn.no_bar():
+        calibrate(learn)
+        before = probs(learn)
+        trained,target = torch.arange(1., K+1),torch.arange(K, 0., -1)
+        adapt_learner(learn, target, trained)
+        same(probs(learn), adapt_priors(before, trained, target)); assert learn.model.kind=='temperature and shares'
+        learn.export('a.pkl')
+        new = load_learner(tmp_path/'a.pkl')
+        same(new.get_preds(dl=new.dls.test_dl(df[90:]))[0], adapt_priors(before, trained, target))
+        with pytest.raises(ValueError, match='give them, trained='): adapt_learner(new, target)
+        with pytest.raises(ValueError, match='60 of its 60'): check_not_calibrated_on(learn, learn.dls.valid)
+        calibrate(learn); same(probs(learn), before)            # a new calibration takes them away
+        calibrate(learn, kind='entropy')
+        with pytest.raises(ValueError, match='calibrate.learn. first'): adapt_learner(learn, target, trained)
