@@ -898,3 +898,10 @@ def test_one_picture_of_two_patients_is_said(six, tmp_path):
     assert bad.problem.tolist()==['duplicate across patients'] and bad.detail[0].endswith('(train, a, patient q)')
     bad = check_images(df.assign(patient='p'), tmp_path, progress=False)
     assert bad.problem.tolist()==['duplicate'] and bad.detail[0].endswith('(train, a, patient p)')
+
+def test_the_column_that_is_missing_is_named_and_not_its_neighbour(tmp_path):
+    fn = tmp_path/'a.csv'
+    for sep in ',;\t':
+        fn.write_text(sep.join(['path','Diagnosis','age'])+'\n'+sep.join(['1.png','cyst','7'])+'\n')
+        with pytest.raises(ValueError, match=r"no column 'diagnosis': its columns are 'path', 'Diagnosis', 'age' .is it 'Diagnosis'"):
+            read_list(fn, filename='path', label='diagnosis')

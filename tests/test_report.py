@@ -243,7 +243,7 @@ def test_classes_are_judged_after_the_temperature_too(tmp_path):
     said = plain(text)
     gap = 100*(p[n:].amax(1).double().mean()-(p[n:].argmax(1)==y[n:]).double().mean())
     assert f'under-confident by {-gap:.1f} (' in said
-    assert re.search(r'With one temperature .{30,150} points\)?\. Predicted classes that are off beyond chance even with it: .{0,90}b \(\+', said), said[:1500]
+    assert re.search(r'With one temperature .{30,150} points\)?\. Predicted classes that are off beyond chance once it is scaled: .{0,90}b \(\+', said), said[:1500]
 
 def test_what_is_too_few_to_be_tested_is_said(tmp_path):
     y = torch.tensor([0]*9+[1]*40)

@@ -87,7 +87,7 @@ def _scaled_gap(R, k):
     right = (valid_preds.argmax(1)==valid_targs).all()
     fitted = f'assumed: no mistake among the {n:,}' if right else f'fitted to {n:,}'
     return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}.'
-            f"\n{_classes_off(R, k, r, ' even with it').strip()}")
+            f"\n{_classes_off(R, k, r, ' once it is scaled').strip()}")
 
 def _once_scaled(R, k, say):
     said = []

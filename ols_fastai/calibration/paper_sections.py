@@ -69,6 +69,7 @@ def _prevalence(R):
     "A notice for the first network of which the training's class counts are known"
     k = first(R.runs, lambda k: R.known.get(k, {}).get('trained') is not None)
     if k is None or R.multi_label: return []
+    if len(R.first.preds if R.patients is None else set(R.patients))<30: return []  # too few to tell shares by
     rows = _other_shares(R, R.known[k]['trained'])
     if not rows:
         return [paragraph(f'No class is more or less frequent here than in the training of {k}, beyond chance.')]

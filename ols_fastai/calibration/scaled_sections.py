@@ -116,19 +116,24 @@ def _coverage_figure(R, n=15):
 
 @page_section('Conformal sets')
 def _conformal(R):
-    sizes = set()
+    sizes,covered = set(),{}
     def make(k, o, valid):
         sizes.add(len(valid[0]))
         rows = {}
         for kind in ('lac','aps','raps'):
             sets = ConformalSets(*valid, R.miscoverage, kind)(o.preds)
-            rows[f'{k}, {kind.upper()}'] = _coverage(R, sets, _hits(sets, o.targs))
+            hits = _hits(sets, o.targs)
+            rows[f'{k}, {kind.upper()}'] = _coverage(R, sets, hits)
+            if kind=='lac': covered[k] = hits.mean()
         return rows
     rows,notes = rows_of_each(R, 'conformal sets', make)
     if rows.empty: return notes
     n,asked = min(sizes),percent_text(1-R.miscoverage, 0)
     n_test = len(R.first.targs)
-    low,high = map(percent_text, _usual_coverage(n, n_test, R.miscoverage))
+    low,high = _usual_coverage(n, n_test, R.miscoverage)
+    off = [f'{k} {percent_text(v)}' for k,v in covered.items() if not low<=v<=high]
+    said = [paragraph(f"Outside of the range of LAC's coverage: {', '.join(off)}.")] if off else []
+    low,high = percent_text(low),percent_text(high)
     return [paragraph(f'Instead of one class, a set that holds the true one in at least {asked} of new '
                       'images from the same source, whatever the network (Angelopoulos and Bates 2021). '
                       'An empty set says that no class is sure enough: leave such an image to a person. '
@@ -139,5 +144,5 @@ def _conformal(R):
                       'wider where patients have several images. A coverage well outside suggests that the test images '
                       'differ from the validation images. That is said of LAC: APS and RAPS always hold the most '
                       'probable class, and so cover more than was asked where networks are good.'), *notes,
-            table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'),
+            table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'), *said,
             *attempt('coverage by class', lambda: _coverage_figure(R), R.missing)]

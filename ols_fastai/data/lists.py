@@ -70,6 +70,9 @@ def _find_header(f, fn, wanted, has_header, sep):
     if row is None: raise ValueError(f"{fn} is not a CSV: its fields are empty")
     names = [o.strip() for o in row] if has_header else [str(i) for i in range(len(row))]
     if sep and all(str(o) in names for o in wanted): return _Header(sep, names, not has_header)
+    if has_header and not sep:  # one of the columns wanted is not there: which are?
+        likely = max(',;\t', key=line.count)
+        names = [o.strip() for o in next(_reader([line.lstrip('\ufeff')], likely))]
     if has_header: raise _missing_column_error(fn, names, wanted)
     raise ValueError(f"{fn}, line 1 has no columns {wanted[0]} and {wanted[1]}, counted from 0: {line.strip()!r}")
 
