@@ -344,8 +344,8 @@ def test_it_can_be_a_plain_learner_again(files):
     assert remove_sets(learn) is learn
 
 @pytest.mark.parametrize('settings,message', [
-    (dict(kind='top'), "'top'"), (dict(miscoverage=1.5), 'between 0 and 1'), (dict(by='scanner'), "None or 'class'"),
-    (dict(by=np.zeros(30)), "None or 'class'")])
+    (dict(kind='top'), "'top'"), (dict(miscoverage=1.5), 'between 0 and 1'), (dict(by='scanner'), "None, or 'class'"),
+    (dict(by=np.zeros(30)), "None, or 'class'")])
 def test_what_fails_changes_nothing(files, settings, message):
     learn = make_learner(files, Calibrate())
     model = learn.model
@@ -471,7 +471,7 @@ def folder_learner(df, path):
                     loss_func=CrossEntropyLossFlat(), path=path)
     with learn.no_bar(), learn.no_logging():
         learn.fit(20, .01)
-        return add_sets(learn)
+        return add_sets(calibrate(learn), halve=True)
 
 def test_a_folder_of_another_site_is_read_there_and_not_in_the_trainings(tmp_path):
     here,there = folder_of(tmp_path/'here', 0),folder_of(tmp_path/'there', 1)
@@ -489,6 +489,15 @@ def test_a_folder_of_another_site_is_read_there_and_not_in_the_trainings(tmp_pat
         with pytest.raises(ValueError, match="no class 'c', which 48 rows"): served.coverage(there.assign(label='c'))
         with pytest.raises(ValueError, match='no column.*label'): served.coverage(there.drop(columns='label'))
         with pytest.raises(ValueError, match='no rows'): served.coverage(there[:0])
+        both = pd.concat([there, here[df.split=='test']])                       # nobody knows its folder any more
+        with pytest.warns(UserWarning, match='are looked for in .*here, the training'), pytest.raises(ValueError):
+            served.coverage(both)                                               # and there they made the sets
+        served = remove_sets(served)
+        adapt_learner(served, {'b': 30, 'a': 10}, learn.trained_shares)
+        p = served.get_preds(dl=served.dls.test_dl(here))[0]
+        adapt_learner(served, [10, 30])                                         # the training's are in the file
+        torch.testing.assert_close(served.get_preds(dl=served.dls.test_dl(here))[0], p, atol=1e-6, rtol=0)
+        with pytest.raises(ValueError, match="no share of the class 'a'"): adapt_learner(served, {'b': 3})
 
 def test_an_export_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
     learn = folder_learner(split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2), tmp_path)

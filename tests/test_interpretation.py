@@ -778,3 +778,23 @@ def test_a_column_that_looks_like_patients_is_named_where_images_are_independent
     of = CalibrationInterpretation.from_preds(preds, targs, items=pd.DataFrame(dict(PatientID=[1]*4+[2]*4, age=9)))
     assert of._patients() is None and "groups='PatientID'" in str(recwarn.pop(UserWarning).message)
     assert of._patients(False) is None and list(of._patients('PatientID'))==[0]*4+[1]*4 and not recwarn.list
+
+def test_what_is_judged_per_study_is_not_called_a_patient():
+    preds,targs = random_preds(12)
+    items = pd.DataFrame(dict(patient=[0]*6+[1]*6, study=[0]*3+[1]*3+[2]*6))
+    of = CalibrationInterpretation.from_preds(preds, targs*0, items=items)
+    assert [of.per_patient(o).what for o in (None,'patient','study',[0]*12)]==['patients','patients','studies','groups of images']
+    assert len(of.per_patient('study').preds)==3 and list(of.per_patient('study').items.patient)==[0,0,1]
+
+def test_a_threshold_that_finds_less_by_chance_is_told_from_one_that_does_not():
+    "The least of 12 others is above two of 18 here in a third of all cases; patients count once"
+    from ols_fastai.calibration.one_class import threshold_table
+    valid = torch.linspace(.5, .9, 12)
+    here = torch.cat([torch.full((2,), .4), torch.full((16,), .95)])
+    def p_of(here, valid, **kwargs):
+        ones = (torch.ones(len(here), 1).long(),torch.ones(len(valid), 1).long())
+        return threshold_table(here[:,None], ones[0], (valid[:,None],ones[1]), ['torn'], (.99,), **kwargs).p.iloc[0]
+    assert p_of(here, valid)==pytest.approx(18/30*17/29)
+    twice = p_of(here.repeat_interleave(2), valid.repeat_interleave(2), groups=np.repeat(np.arange(18), 2))
+    assert twice==pytest.approx(18/30*17/29)
+    assert p_of(torch.cat([torch.full((9,), .4), torch.full((9,), .95)]), valid)<.01

@@ -501,11 +501,13 @@ def test_a_loaded_network_knows_the_images_of_its_training(tmp_path):
         with pytest.warns(UserWarning, match='trained on 20 of these 20 images'): CalibrationInterpretation.from_learner(new, dl=train)
         with pytest.raises(ValueError, match='trained on images of this loader'): calibrate(new, dl=train)
         assert new.model.kind=='temperature'                    # a refusal leaves the scaling
-        settings = CalibrationInterpretation.from_learner(new, dl=test).settings
+        loaded = CalibrationInterpretation.from_learner(new, dl=test)
+        settings = loaded.settings
+        assert loaded.valid_preds(used=True) is None
         calibrate(new, dl=test)
         with pytest.raises(ValueError, match='trained on images of this loader'): calibrate(new, dl=train)
     assert settings['callbacks']=='OLSCallback(alpha=0.25), Calibrate' and settings['largest learning rate']==.1
-    assert settings['epochs asked of the last fit']==1 and settings['weights']==386
+    assert settings['epochs asked of the last fit']==1 and settings['parameters']==386
     again = Learner(dls, CalibratedModel(nn.Sequential(nn.Flatten(), nn.Linear(192, 2))), loss_func=CrossEntropyLossFlat(), path=tmp_path)
     again.load('a'); assert len(again.model.train_ids)==20
 

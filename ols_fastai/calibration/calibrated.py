@@ -296,7 +296,7 @@ def _check_labels(learn, df):
     if 'label' not in df or not isinstance(vocab, CategoryMap): return
     other = [o for o in df['label'].unique() if str(o) not in set(map(str, vocab))]
     if not other: return
-    n,known = int((df['label']==other[0]).sum()),some_names(list(map(str, vocab)), 9)
+    n,known = int(df['label'].isin(other[:1]).sum()),some_names(list(map(str, vocab)), 9)
     raise ValueError(f"the learner has no class {other[0]!r}, which {n} rows of the table have (such classes: "
                      f"{len(other)}): it knows {known}")
 

@@ -128,7 +128,7 @@ def _each_difference(R):
 def _classes(R):
     shown = R.drawn if len(R.vocab)<=_few else {k: R.runs[k] for k in list(R.losses)[:2]}
     rest = f' Of {len(R.runs)} networks those with the lowest NLL are shown.' if len(shown)<len(R.runs) else ''
-    if not R.multi_label and len(set(np.bincount(R.first.targs)))==1:
+    if not R.multi_label and len(set(np.bincount(R.first.targs, minlength=len(R.vocab))))==1:
         rest += ' All classes are equally frequent here: with other shares PPV, AUPRC, O/E and the intercept differ.'
     return [paragraph(f'Positive are the images of the class; predicted positive those of which it is the most '
                       f'probable class. Intervals are of each class by itself: of twenty, one will miss.{rest}'),
@@ -141,11 +141,6 @@ def _chosen_on(o, valid):
     if valid is None: return 'these images, so that the sensitivity looks better than it is'
     too = ', which have calibrated it too' if is_calibrated(o) else ''
     return f'the validation images{too}; * finds less here, beyond the chance of both sets of images'
-
-def _is_missed(row, wanted):
-    "Is less found than was wanted, beyond chance: that of these images and of those of the choice?"
-    chosen = 1.96*(wanted*(1-wanted)/row['chosen on'])**.5
-    return row.sensitivity+np.hypot(row.sensitivity_high-row.sensitivity, chosen)<wanted
 
 def _short_share(row, name):
     "In whole per cent, as many stand side by side"
@@ -161,10 +156,9 @@ def _scaled_threshold(R, k, t):
 
 def _threshold_row(R, k, row):
     "A row of `threshold_table` as text"
-    name,wanted = row.name
     after = _scaled_threshold(R, k, row.threshold)
     more = {} if after is None else {'the same after T': f'{after:.3g}'}
-    star = ' *' if _is_missed(row, wanted) else ''
+    star = ' *' if row.p<.025 else ''
     return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': f'{row.threshold:.3g}', **more,
             'sensitivity %': _short_share(row, 'sensitivity')+star,
             **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
@@ -175,11 +169,12 @@ def _threshold_rows(R, k, o, wanted, kind):
     valid = valid_preds_of(R, k, used=True)
     t = threshold_table(o.preds, o.targs, valid, o.vocab, wanted, R.patients)
     if t.empty: return None,t
+    t = t[~t.threshold.groupby(level=0).transform(pd.Series.duplicated)]  # of few images 99 % is 95 %
     rows = {f'{name}, {percent_text(share, 0)}': _threshold_row(R, k, row) for (name,share),row in t.iterrows()}
     few = [name for name in o.vocab if name not in t.index.get_level_values(0)]
     rest = f'; {some_names(few, 6)}: fewer than 10 images to choose on' if few else ''
-    caption = (f'{k}, {as_judged(o)}: the highest threshold that finds the share of a {kind}, chosen on so many images '
-               f'with it of {_chosen_on(o, valid)}{rest}')
+    caption = (f'{k}, {as_judged(o)}: the highest threshold that finds the share of a {kind}, chosen on so many '
+               f'{R.what} with it of {_chosen_on(o, valid)}{rest}')
     df = pd.DataFrame.from_dict(rows, orient='index')
     return table(df, caption, f'{kind}, share to find', sortable=len(rows)>8),t
 
@@ -251,7 +246,8 @@ def _shared_mistakes(R, most=5):
     items = R.first.items
     files = items.filename.tolist() if items is not None and 'filename' in items else None
     names = [readable(files[i]) if files else f'row {i}' for i in rows]
-    return [paragraph(f'All {len(R.runs)} networks {what} in {len(rows):,} of {len(sure):,} images, the surest first: '
+    who = 'Both' if len(R.runs)==2 else f'All {len(R.runs)}'
+    return [paragraph(f'{who} networks {what} in {len(rows):,} of {len(sure):,} images, the surest first: '
                       f'{some_names(names, most)}. If labels are wrong, then more likely where all are sure; most of '
                       'the others are images that none of them can tell.')]
 

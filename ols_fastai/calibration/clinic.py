@@ -184,7 +184,8 @@ def _warn_of_few(sets, least=.05):
     (low,high),asked = expected_coverage(n, sets.miscoverage),1-sets.miscoverage
     if asked-low<least or sets.miscoverage*(n+1)<1: return  # of far too few, ConformalSets warns
     of = ' of a class' if len(sets.counts)>1 else ''
-    warnings.warn(f"these sets are made of {n} images or patients{of}: by the chance of which they are, sets that are "
+    warnings.warn(f"these sets are made of {n} images{of}, one of each patient where patients are known: by the chance "
+                  "of which they are, sets that are "
                   f"to hold the true class of {asked:.0%} of new images may hold that of {low:.0%} to {high:.0%}")
 
 def _column_of(dl, name):

@@ -78,6 +78,12 @@ def with_stars(
     return t.assign(star=np.select([p<.05,~many], [' *',' †'], ''))
 
 # %% ../../nbs/63_calibration.groups.ipynb #8400a40b
+def _plural(by, items):
+    "What predictions are made for, in words: another column than that of the patients may be one of studies"
+    if isinstance(by, str) and by=='patient' or items is None or 'patient' not in items: return 'patients'
+    if not isinstance(by, str): return 'groups of images'
+    return f"{by.removesuffix('y')}ies" if by.endswith('y') else f'{by}s'
+
 def _mean_of_patients(preds, targs, who):
     "Mean probabilities of each patient's images, and the first row of each"
     codes = patient_codes(who, len(preds))
@@ -108,7 +114,7 @@ def per_patient(self:CalibrationInterpretation,
     items = items.reset_index(drop=True).assign(images=np.bincount(patients))
     if 'patient' not in items: items['patient'] = self._column(by)[first_row]
     out = type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
-    out.settings,out.of_images = self.settings,self
+    out.settings,out.of_images,out.what = self.settings,self,_plural(by, self.items)
     out.soft_labels,out._valid = self.soft_labels,self._valid_per_patient(by)
     return out
 

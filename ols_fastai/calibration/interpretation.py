@@ -197,7 +197,7 @@ class CalibrationInterpretation(ClassificationInterpretation):
         if not self.multi_label: self._stats = sample_stats(self.preds, self.targs)
         self.vocab = _class_names(vocab, learn, self.preds.shape[1])
         self.items,self.images = _loader_items(dl) if items is None else items,images
-        self.of_images = None  # the interpretation of single images that `per_patient` made this one of
+        self.of_images,self.what = None,'images'  # `per_patient` sets what it was made of, and what it is made for
         if self.items is not None and len(self.items)!=len(self.preds):
             raise ValueError(f"{len(self.items)} items for {len(self.preds)} predictions: one per row is needed")
         self._keep_state(learn)
@@ -276,6 +276,7 @@ def valid_preds(self:CalibrationInterpretation,
     if not used and self.settings.get('calibrated', 'no')!='no': return
     if self.learn is None: return getattr(self, '_valid', None)  # of `per_patient`
     if len(self.learn.dls.loaders)<2 or self.learn.dls.valid.dataset is self.dl.dataset: return
+    if not len(self.learn.dls.valid.dataset): return  # of a loaded learner
     if _learner_state(self.learn)!=self._state:
         raise ValueError("the network was trained or calibrated after it was judged: "
                          "give valid_preds and valid_targs of the network that was")

@@ -6,8 +6,10 @@
 __all__ = ['plot_class', 'threshold_table', 'plot_corp']
 
 # %% ../../nbs/65_calibration.one_class.ipynb #46a9e761
+import math
 import numpy as np, pandas as pd
 import sklearn.metrics as skm
+from scipy import stats
 from fastai.basics import *
 from matplotlib.patches import Patch
 from .page import short_text
@@ -120,6 +122,14 @@ def _by_class(preds, targs):
     y = targs if targs.ndim==2 else F.one_hot(targs, preds.shape[1])
     return preds.double().numpy(),y.numpy()
 
+def _chance_of_less(found, patients, n, wanted):
+    """Chance of finding no more than here with a threshold that found the share `wanted` of `n` others: beta-binomial.
+    Images of one patient count once, in both sets"""
+    m = len(found) if patients is None else len(set(patients))
+    n = round(n*m/len(found)) if len(found) else 0
+    r = math.ceil(wanted*n-1e-9)
+    return float(stats.betabinom.cdf(round(found.mean()*m), m, r, n+1-r)) if m and n else np.nan
+
 def _shares_at(above, there, patients):
     "What is found, left alone, and right on both sides of a threshold, with intervals"
     out = {}
@@ -137,8 +147,11 @@ def threshold_table(
     wanted:tuple=(.9,.95,.99), # Shares of each class to find
     groups=None, # (N,) patient of each image that judges; None: images are independent
     least:int=10 # Images of a class that choosing needs; a class with fewer has no row
-)->pd.DataFrame: # Row per class and share: `chosen on` (images), `threshold`, `sensitivity` ... with `_low`, `_high`
-    "The highest thresholds that find the wanted shares of each class: sensitivity, specificity, PPV and NPV at each"
+)->pd.DataFrame: # Row per class and share: `chosen on` (images), `threshold`, `sensitivity` ... `_low`, `_high`, `p`
+    """The highest thresholds that find the wanted shares of each class: sensitivity, specificity, PPV and NPV at each;
+    `p` is the chance of finding no more than here, were both sets of images from one source"""
+    if isinstance(wanted, str) or not all(0<o<=1 for o in wanted):
+        raise ValueError(f"wanted are shares to find, such as (.9,.95), got {wanted!r}: one class is table.loc[name]")
     judged = check_judged(preds, targs)
     (p,y),(p_valid,y_valid) = (_by_class(*o) for o in (judged, judged if valid is None else check_judged(*valid)))
     patients = None if groups is None else patient_codes(groups, len(p))
@@ -147,7 +160,10 @@ def threshold_table(
         n = int(y_valid[:,k].sum())
         for share in wanted if n>=least else ():
             t = _highest_threshold(p_valid[:,k], y_valid[:,k], share)
-            rows[name,share] = {'chosen on': n, 'threshold': t, **_shares_at(p[:,k]>=t, y[:,k]==1, patients)}
+            above,there = p[:,k]>=t,y[:,k]==1
+            who = None if patients is None else patients[there]
+            chance = np.nan if valid is None else _chance_of_less(above[there], who, n, share)
+            rows[name,share] = {'chosen on': n, 'threshold': t, **_shares_at(above, there, patients), 'p': chance}
     out = pd.DataFrame.from_dict(rows, orient='index')
     return out.rename_axis(['class','to find']) if rows else out
 

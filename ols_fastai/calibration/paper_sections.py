@@ -36,7 +36,7 @@ def _facts(R):
            f'{many} with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
     if R.multi_label: out['images without a finding'] = f'{int((R.first.targs.sum(1)==0).sum()):,}'
     if R.patients is None: out['patients'] = 'not given: images are taken as independent'
-    elif source is None: out[R.unit] = f'{len(set(R.patients)):,}'
+    elif R.what!=R.unit: out[R.unit] = f'{len(set(R.patients)):,}'
     if source is not None: out['their images, of which each prediction is a mean'] = f'{len(source.preds):,}'
     return {**out, **_images_known(R)}
 
@@ -188,9 +188,9 @@ def _count(n, what): return f"{n:,} {what}{'s' if n!=1 else ''}"
 def _methods_data(R):
     counts,kind,kinds = _totals(R),*(('finding','findings') if R.multi_label else ('class','classes'))
     networks = f"{_count(len(R.runs), 'network')} ({', '.join(R.runs)})"
-    who = '' if R.what=='patients' else ' [of how many patients]' if R.patients is None else \
+    who = ' [of how many patients]' if R.patients is None else \
         f' of {len(set(R.patients)):,} {R.unit}'
-    on = R.judged if R.what=='patients' else f'{len(R.first.preds):,} test images{who}'
+    on = R.judged if R.first.of_images is not None else f'{len(R.first.preds):,} test images{who}'
     there = [f'{v:,} {k}' for k,v in R.data.items() if isinstance(v, int) and k.startswith(('training ','validation '))]
     others = f"There were {', '.join(there)}." if there else '[Numbers of training and validation images.]'
     both = R.data.get(shared_patients)
@@ -220,7 +220,7 @@ def _methods_training(R):
     if len(set(each.values()))==1: how = f'Training: {first(each.values())}.'
     ols = ' and '.join(k for k in R.runs if _uses_ols(R, k))
     if not ols: return how
-    return (f"{ols}: online label smoothing, in which a class's soft label is the mean of the probabilities of its "
+    return (f"{ols}: trained with soft labels, of which that of a class is the mean of the probabilities of its "
             f'correctly classified training images of the epoch before (Zhang et al. 2021). {how}')
 
 def _methods_measures(R, have):
@@ -244,7 +244,7 @@ def _methods_intervals(R):
     else:
         how = (f"Wilson's for shares, DeLong's for AUROCs of single classes, from {R.n:,} bootstrap resamples (seed "
                f'{R.seed}) for other measures')
-    paired = f' Differences of networks are paired, by {R.what}.' if len(R.runs)>1 else ''
+    paired = f' Networks are compared on the same {R.what}, pair by pair.' if len(R.runs)>1 else ''
     return f'Intervals, where there are any, hold 95 % and are by {unit}: {how}.{paired}'
 
 def _methods_scaling(R, have):

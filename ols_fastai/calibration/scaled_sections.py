@@ -131,8 +131,11 @@ def _conformal(R):
     n,asked = min(sizes),percent_text(1-R.miscoverage, 0)
     n_test = len(R.first.targs)
     low,high = _usual_coverage(n, n_test, R.miscoverage)
-    off = [f'{k} {percent_text(v)}' for k,v in covered.items() if not low<=v<=high]
-    said = [paragraph(f"Outside of the range of LAC's coverage: {', '.join(off)}.")] if off else []
+    m = n_test if R.patients is None else len(set(R.patients))  # images of a patient may be alike: as if they were one
+    least,most = _usual_coverage(round(n*m/n_test), m, R.miscoverage)
+    off = [f'{k} {percent_text(v)}' for k,v in covered.items() if not least<=v<=most]
+    by = '' if R.patients is None else ', counted by patient'
+    said = [paragraph(f"Coverage of LAC beyond that chance{by}: {', '.join(off)}.")] if off else []
     low,high = percent_text(low),percent_text(high)
     return [paragraph(f'Instead of one class, a set that holds the true one in at least {asked} of new '
                       'images from the same source, whatever the network (Angelopoulos and Bates 2021). '

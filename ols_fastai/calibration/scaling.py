@@ -145,6 +145,8 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
     else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
     put_scaling(learn, ids, **scaling)
+    shares = trained_shares(learn.dls)
+    if shares is not None: learn.trained_shares = shares.tolist()  # for `adapt_learner` of an exported one
     return learn
 
 def uncalibrate(
@@ -397,10 +399,17 @@ def adapt_priors(
     return _reweight(preds, target/_shares(trained, K, 'trained'))
 
 # %% ../../nbs/57_calibration.scaling.ipynb #75b2d858
+def _in_order(shares, dls):
+    "Shares by name in the order of the classes"
+    if not isinstance(shares, (dict,pd.Series)): return shares
+    lacks = [o for o in dls.vocab if o not in shares]
+    if lacks: raise ValueError(f"there is no share of the class {lacks[0]!r}: give one for each, {', '.join(dls.vocab)}")
+    return [shares[o] for o in dls.vocab]
+
 def adapt_learner(
     learn:Learner, # Calibrated with a temperature
-    target, # (K,) shares or counts of the classes where it is used, in the order of `learn.dls.vocab`
-    trained=None # (K,) those of the training, as the loader gave them; default: those of `learn.dls.train`
+    target, # Shares or counts of the classes where it is used: by name, or (K,) in the order of `learn.dls.vocab`
+    trained=None # Those of the training, as the loader gave them; default: known to a learner of `image_dls`, loaded too
 )->Learner: # The same; sets have to be made again
     """Have a learner predict for a place where the classes have other shares, and images of one class look the same.
 
@@ -410,8 +419,10 @@ def adapt_learner(
     if not isinstance(model, CalibratedModel) or model.kind not in ('temperature','temperature and shares'):
         raise ValueError("shares are put behind a temperature: calibrate(learn) first")
     if trained is None: trained = trained_shares(learn.dls)
+    if trained is None: trained = getattr(learn, 'trained_shares', None)
     if trained is None: raise ValueError("this learner does not know the shares of its training: give them, trained=")
-    K = len(torch.as_tensor(trained))
+    target,trained = (_in_order(o, learn.dls) for o in (target,trained))
+    K = len(trained)
     bias = (_shares(target, K, 'target')/_shares(trained, K, 'trained')).log()
     put_scaling(learn, model.used.cpu().numpy(), scale=model.scale, bias=bias)
     return learn

@@ -63,12 +63,13 @@ class Report:
     @property
     def what(self):
         "What a prediction is of"
-        return 'images' if self.first.of_images is None else 'patients'
+        return self.first.what
     @property
     def judged(self):
         "What was judged, in words"
         n,source = f'{len(self.first.preds):,} {self.what}',self.first.of_images
-        if source is not None: return f'{n}, each by the mean probabilities of its images, {len(source.preds):,} in all'
+        whose = '' if self.patients is None or self.what==self.unit else f', of {len(set(self.patients)):,} {self.unit}'
+        if source is not None: return f'{n}, each by the mean probabilities of its images, {len(source.preds):,}{whose}'
         return n if self.patients is None else f'{n} of {len(set(self.patients)):,} {self.unit}'
     @cached_property
     def all_scaled(self):

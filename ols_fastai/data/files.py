@@ -264,7 +264,8 @@ def image_table(
     Raises what `read_lists`, `check_splits`, `drop_images`, `find_root` and `find_images` raise"""
     is_table = isinstance(train, pd.DataFrame)
     if is_table!=(valid is None):
-        raise ValueError("a table with the column split stands for all lists; otherwise train and valid are needed")
+        raise ValueError("a table with the column split stands for all lists; otherwise train and valid are needed. "
+                         "One list is divided by split_by_group(read_list(...), 'patient')")
     if not is_table: df = read_lists(train, valid, test, patient, allow_overlap, patient_from=patient_from, **kwargs)
     elif patient_from: df = check_splits(patients_from_names(clean_table(train), patient_from), patient, allow_overlap)
     else: df = check_splits(train, patient, allow_overlap)

@@ -202,14 +202,29 @@ def image_dls(
     if cache is not None: cache_images(dls, cache)
     return dls
 
+def _warn_of_root(dls, df, root):
+    "Say where relative names are looked for, unless they are those of the loaders' own lists"
+    names = df['filename'].astype(str)
+    lists = [o for o in map(loader_table, dls.loaders) if o is not None and 'filename' in o]
+    known = set().union(*(o['filename'] for o in lists))
+    new = [o for o in names if not os.path.isabs(o) and o not in known]
+    if not new: return
+    warnings.warn(f"the names of {len(new)} of {len(names)} images are looked for in {root}, the training's folder, "
+                  f"such as {new[0]}: if they are elsewhere, give whole paths, or the table of read_folder as it is")
+
 def with_whole_paths(
     dls:DataLoaders, # Whose names are relative to the folder of their training
     df:pd.DataFrame # Other images; of `read_folder` it knows its own folder
 )->pd.DataFrame: # `df`, with whole paths where its folder is another one
-    "Names that are found where `read_folder` found them, and not in the training's folder, which may have the same"
-    root,tls = df.attrs.get('root'),getattr(dls.valid.dataset, 'tls', None)
+    """Names that are found where `read_folder` found them, and not in the training's folder, which may have the same.
+
+    Warns of names of which nobody knows the folder"""
+    tls = getattr(dls.valid.dataset, 'tls', None)
     reads = first(tls[0].tfms.fs, lambda o: isinstance(o, ReadRow)) if tls else None
-    if root is None or reads is None or 'filename' not in df or Path(reads.root).resolve()==Path(root): return df
+    if reads is None or 'filename' not in df: return df
+    if 'root' not in df.attrs: _warn_of_root(dls, df, reads.root)
+    root = df.attrs.get('root', reads.root)
+    if Path(reads.root).resolve()==Path(root).resolve(): return df
     return df.assign(filename=[os.path.join(root, o) for o in df['filename']])
 
 # %% ../../nbs/23_data.loaders.ipynb #b9b65c88

@@ -160,6 +160,8 @@ def check_splits(
     _check_known(df)
     _warn_of_spellings(df)
     _warn_of_missing_words(df)
+    one = df['label'].iloc[0]
+    if (df['label']==one).all(): warnings.warn(f"all images are of one class, {one!r}: there is nothing to learn")
     warn_of_lacking(df)
     check_overlap(df, patient, allow_overlap)
     if patient is not None and patient in df: _warn_of_similar_patients(df, patient)
