@@ -197,31 +197,38 @@ def _methods_data(R):
     apart = '[Were the sets divided by patient?]'
     if isinstance(both, int):
         apart = f"{f'{both:,} patients were' if both else 'No patient was'} in more than one of these sets."
+    if isinstance(both, str): apart = f'Patients in more than one of these sets: {both}.'
+    least,most = counts.min(),counts.max()
+    each = f'{least:,}' if least==most else f'{least:,} to {most:,}'
     return (f'We judged {networks} on {on} [how they were chosen, which were excluded] with {len(counts):,} {kinds} '
-            f'({counts.min():,} to {counts.max():,} {R.what} per {kind}). {others} {apart} True {kinds} were found by '
+            f'({each} {R.what} per {kind}). {others} {apart} True {kinds} were found by '
             '[reference standard].')
 
 _not_told = ('seconds','images','calibrated')  # of no use in a paper, or said elsewhere
 
 def _told(run):
-    "Settings of a run in words: those that are set"
+    "Settings of a run that are set, as text"
     known = {k.removeprefix('method_settings.'): v for k,v in _settings_of(run).items()}
-    return '; '.join(f'{k} {_setting(v)}' for k,v in known.items() if k not in _not_told and v is not None)
+    return {k: _setting(v) for k,v in known.items() if k not in _not_told and v is not None}
+
+def _listed(settings): return '; '.join(f'{k} {v}' for k,v in settings.items())
 
 def _uses_ols(R, k):
     run = R.known.get(k, {})
     return 'OLSCallback' in str(run.get('settings', {}).get('callbacks')) or str(run.get('method')).startswith('ols')
 
 def _methods_training(R):
-    each = {k: _told(R.known.get(k, {})) for k in R.runs}
-    each = {k: o for k,o in each.items() if o}
-    if not each: return '[Network, loss, augmentation, optimiser, learning rate, epochs, what stopped the training.]'
-    how = ' '.join(f'Training of {k}: {o}.' for k,o in each.items())
-    if len(set(each.values()))==1: how = f'Training: {first(each.values())}.'
+    told = {k: _told(R.known.get(k, {})) for k in R.runs}
+    if not any(told.values()):
+        return '[Network, loss, augmentation, optimiser, learning rate, epochs, what stopped the training.]'
+    shared = {k: v for k,v in first(told.values()).items() if all(o.get(k)==v for o in told.values())}
+    own = {name: {k: v for k,v in o.items() if k not in shared} for name,o in told.items()}
+    said = [f'Training: {_listed(shared)}.'] if shared else []
+    said += [f'Training of {name}: {_listed(o)}.' for name,o in own.items() if o]
     ols = ' and '.join(k for k in R.runs if _uses_ols(R, k))
-    if not ols: return how
-    return (f"{ols}: trained with soft labels, of which that of a class is the mean of the probabilities of its "
-            f'correctly classified training images of the epoch before (Zhang et al. 2021). {how}')
+    if ols: said.insert(0, f'{ols}: trained with soft labels, of which that of a class is the mean of the probabilities '
+                        'of its correctly classified training images of the epoch before (Zhang et al. 2021).')
+    return ' '.join(said)
 
 def _methods_measures(R, have):
     more = [text for title,text in (('Conformal sets', 'conformal sets of classes (LAC, APS, RAPS)'),) if title in have]
