@@ -226,8 +226,8 @@ def _methods_training(R):
     said = [f'Training: {_listed(shared)}.'] if shared else []
     said += [f'Training of {name}: {_listed(o)}.' for name,o in own.items() if o]
     ols = ' and '.join(k for k in R.runs if _uses_ols(R, k))
-    if ols: said.insert(0, f'{ols}: trained with soft labels, of which that of a class is the mean of the probabilities '
-                        'of its correctly classified training images of the epoch before (Zhang et al. 2021).')
+    if ols: said.insert(0, f'{ols}: trained with soft labels, of which that of a class is the mean of the '
+                        'probabilities of its correctly classified training images of the epoch before (Zhang et al. 2021).')
     return ' '.join(said)
 
 def _methods_measures(R, have):
