@@ -498,6 +498,10 @@ def test_a_folder_of_another_site_is_read_there_and_not_in_the_trainings(tmp_pat
         adapt_learner(served, [10, 30])                                         # the training's are in the file
         torch.testing.assert_close(served.get_preds(dl=served.dls.test_dl(here))[0], p, atol=1e-6, rtol=0)
         with pytest.raises(ValueError, match="no share of the class 'a'"): adapt_learner(served, {'b': 3})
+        with pytest.raises(ValueError, match="no class 'c'"): adapt_learner(served, {'a': 1, 'b': 3, 'c': 1})
+        with pytest.raises(ValueError, match='take the shares'): add_sets(served, dl=there, halve=True)
+        assert served.model.kind=='temperature and shares'
+        with pytest.warns(UserWarning, match='shares of adapt_learner away'): calibrate(served, dl=there)
 
 def test_an_export_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
     learn = folder_learner(split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2), tmp_path)

@@ -779,6 +779,12 @@ def test_a_column_that_looks_like_patients_is_named_where_images_are_independent
     assert of._patients() is None and "groups='PatientID'" in str(recwarn.pop(UserWarning).message)
     assert of._patients(False) is None and list(of._patients('PatientID'))==[0]*4+[1]*4 and not recwarn.list
 
+def test_a_patient_of_two_sites_is_of_several():
+    preds,targs = random_preds(6)
+    items = pd.DataFrame(dict(patient=[0,0,1,1,2,2], site=list('NSNNSS'), age=[1,1,2,2,3,3], filename=list('abcdef')))
+    one = CalibrationInterpretation.from_preds(preds, targs*0, items=items).per_patient().items
+    assert list(one.site)==['several','N','S'] and list(one.age)==[1,2,3] and list(one.filename)==list('ace')
+
 def test_what_is_judged_per_study_is_not_called_a_patient():
     preds,targs = random_preds(12)
     items = pd.DataFrame(dict(patient=[0]*6+[1]*6, study=[0]*3+[1]*3+[2]*6))

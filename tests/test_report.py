@@ -662,8 +662,8 @@ def test_a_report_per_patient_says_so_and_counts_the_images(tmp_path):
     one = CalibrationInterpretation.from_preds(torch.stack([1-p,p], 1), y, ['no','yes'], pd.DataFrame(dict(patient=patient))).per_patient()
     text = plain(calibration_report({'net': one}, tmp_path/'r', n=5, title='t').read_text())
     assert (tmp_path/'r.html').exists()
-    for o in ('1 network judged on 40 patients, each by the mean probabilities of its images, 120', 'patients judged 40',
-              'on 40 patients, each by the mean probabilities of its images, 120 [', 'are by patients'):
+    for o in ('1 network judged on 40 patients, each by the mean probabilities of its images (120)', 'patients judged 40',
+              'on 40 patients, each by the mean probabilities of its images (120) [', 'are by patients'):
         assert ' '.join(o.split()) in ' '.join(text.split()), o
     assert 'images judged 40' not in ' '.join(text.split()) and 'Images per class' not in text
 
@@ -677,3 +677,15 @@ def test_slips_in_what_is_reported_are_named(tmp_path):
     with pytest.raises(ValueError, match='names of columns'): report(by=[np.arange(30)])
     with pytest.warns(UserWarning, match="'age' has 30 values"): report(by=['age'])
     with pytest.raises(ValueError, match='is a learner'): calibration_report({'net': toy_learner()}, tmp_path/'r.html')
+
+def test_a_report_on_validation_images_says_that_they_are(tmp_path):
+    learn = toy_learner()
+    learn.dls.loaders.append(learn.dls.valid.new(TensorDataset(*toy_data(60, seed=2))))
+    learn.fit(1, .1)
+    said = {}
+    for k in (1,2):
+        interp = CalibrationInterpretation.from_learner(learn, ds_idx=k)
+        said[k] = ' '.join(plain(calibration_report({'net': interp}, tmp_path/'r.html', n=3).read_text()).split())
+    assert 'on 60 validation images [' in said[1] and 'they are the validation images of the learner' in said[1]
+    assert 'These are the validation images of the learner' in said[1]
+    assert 'on 60 test images [' in said[2] and 'the validation images of the learner' not in said[2]

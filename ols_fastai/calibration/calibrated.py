@@ -20,6 +20,8 @@ from ..data.tables import patient_ids
 from .temperature import scale_logits
 
 # %% ../../nbs/56_calibration.calibrated.ipynb #338c0604
+_adapted = 'temperature and shares'  # what `adapt_learner` makes
+
 class CalibratedModel(nn.Module):
     """A trained network whose logits are scaled as `scale_logits` does. Made by `calibrate`.
 
@@ -89,7 +91,7 @@ def kind(self:CalibratedModel):
     if self.scale.ndim: return 'logistic' if len(self.bias) else 'findings'
     if len(self.entropy): return 'entropy'
     if not len(self.bias): return 'temperature'
-    if not len(self.matrix): return 'temperature and shares'  # of `adapt_learner`
+    if not len(self.matrix): return _adapted
     return 'structured' if self.matrix.ndim==1 else 'matrix'
 
 @patch

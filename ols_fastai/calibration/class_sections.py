@@ -201,7 +201,7 @@ def _confused(R, k, o, n=10):
     rest,t = '; more pairs have as many images as the last' if more else '',t.head(n)
     shares = [f'{percent_text(r.share)} ({percent_text(r.low)} to {percent_text(r.high)})' for r in t.itertuples()]
     images = t['count'].map('{:,}'.format)
-    rows = pd.DataFrame({'predicted class': t.predicted, 'images': images, 'share of the true class': shares})
+    rows = pd.DataFrame({'predicted class': t.predicted, R.what: images, 'share of the true class': shares})
     return table(rows.set_index(t.true), f'{k}: the classes that are confused most{rest}', 'true class')
 
 @page_section('Confused classes')

@@ -19,7 +19,7 @@ from ..data.identity import *
 from ..data.identity import _values
 from .temperature import KINDS, fit_scaling
 from .calibrated import *
-from .calibrated import _calibration_images, _check_vocab
+from .calibrated import _adapted, _calibration_images, _check_vocab
 from .scaling import _activation, _check_not_trained_on, _outputs
 from .conformal import *
 from .interpretation import patient_codes
@@ -38,7 +38,9 @@ def _network_hash(learn):
     return h.hexdigest()
 
 # %% ../../nbs/75_calibration.clinic.ipynb #eba40b11
-def _no_image(item): return f'{type(item).__name__} is no image file: give a path, or an array'
+def _no_image(item):
+    kind = type(item).__name__
+    return f'{kind} is no image file: give a path, an array, or Image.open(io.BytesIO(data)) of an upload'
 
 class SetPrediction(NamedTuple):
     "What a `SetLearner` says of an image"
@@ -113,14 +115,18 @@ def predict_table(self:SetLearner,
     if on_error not in ('raise','row'): raise ValueError(f"on_error must be 'raise' or 'row', got {on_error!r}")
     self.check_sets()
     if isinstance(files, (str,Path)) and Path(files).is_dir(): files = images_in(files)
+    elif isinstance(files, (str,Path)): files = [files]
     if isinstance(files, pd.DataFrame): files = with_whole_paths(self.dls, files)
     elif not hasattr(files, '__len__'): files = list(files)
     if on_error=='row': return self._table_with_errors(files, each=each, **kwargs)
-    if not isinstance(files, DataLoader) and not len(files): return pd.DataFrame(columns=_table_columns)
-    dl = files if isinstance(files, DataLoader) else self.dls.test_dl(files, **kwargs)
+    names = self._class_names()
+    if not isinstance(files, DataLoader) and not len(files):
+        return pd.DataFrame(columns=_table_columns+[f'p({o})' for o in names if each])
+    try: dl = files if isinstance(files, DataLoader) else self.dls.test_dl(files, **kwargs)
+    except AssertionError as e: raise TypeError(_no_image(files[0])) from e
     dl = dl.new(shuffle=False, drop_last=False)
     preds,_ = predict_alone(self, dl=dl)
-    sets,names = self._class_sets(preds, dl),self._class_names()
+    sets = self._class_sets(preds, dl)
     probability,best = preds.as_subclass(Tensor).cpu().max(1)
     out = dict(filename=_file_names(dl), label=[names[o] for o in best.tolist()], probability=probability.numpy())
     more = {f'p({o})': preds[:,k].cpu().numpy() for k,o in enumerate(names)} if each else {}
@@ -202,6 +208,9 @@ def _patients(dl, column):
 def _calibrate_rows(learn, dl, ids, patients, rows):
     "Put a scaling of the same kind, fitted to some rows of the loader, into `learn.model`"
     model = get_model(learn.model)
+    if isinstance(model, CalibratedModel) and model.kind==_adapted:
+        raise ValueError("halve=True calibrates again, and would take the shares of adapt_learner away: make sets of "
+                         "other images, dl=, without it")
     kind = model.kind if isinstance(model, CalibratedModel) and model.kind in KINDS else 'temperature'
     with bare_network(learn): z,y = _outputs(learn, dl)
     groups = None if patients is None else patients[rows]
@@ -243,6 +252,7 @@ def add_sets(
     of its training if it was calibrated), if classes differ, or if it gives no probabilities (N,K);
     `TypeError` for other learners than fastai's own. The learner then stays as it was. Warns as `ConformalSets` does"""
     _check_settings(learn, by)
+    if not 0<miscoverage<1: raise ValueError(f"miscoverage must be between 0 and 1, got {miscoverage}")
     dl,model = judged_loader(learn, dl),learn.model
     _check_vocab(learn, dl)
     ids = item_ids(dl)

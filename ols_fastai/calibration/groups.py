@@ -98,20 +98,32 @@ def _mean_of_patients(preds, targs, who):
     summed.index_add_(0, torch.from_numpy(codes), preds.double())
     return summed/torch.from_numpy(np.bincount(codes))[:,None],first_row
 
+def _one_value(rows, patients, items):
+    "`items` with 'several' where the images of a patient differ in a column, such as the site; names stay the first"
+    if rows is None: return items
+    for o in rows:
+        if o in ('filename','label','list','line'): continue
+        varies = (rows[o].groupby(patients).nunique(dropna=False)>1).to_numpy()
+        if varies.any(): items[o] = items[o].astype(object).mask(varies, 'several')
+    return items
+
 @patch
 def per_patient(self:CalibrationInterpretation,
     groups=None # Column (or array) of patients; default: 'patient'
-)->CalibrationInterpretation: # A row per patient, in the order of their first images; `items` counts the `images`
+)->CalibrationInterpretation: # A row per patient, in the order of first images; `items` counts the `images`
     """The mean probabilities of each patient's images, judged against the class that all of them have. So are those of
-    the validation images whose list has the column, to choose thresholds and to fit scalings.
+    the validation images whose list has the column, to choose thresholds and to fit scalings. A column in which the
+    images of a patient differ, such as the site, has 'several' there.
 
     Raises `ValueError` without patients, and for one whose images have several classes"""
     patients = self._patients(groups)
+    if isinstance(groups, str) and groups=='label': raise ValueError('the true classes are no patients')
     if patients is None: raise ValueError("no patients are known: groups= takes their column, or one of each image")
     by = 'patient' if groups is None else groups
     preds,first_row = _mean_of_patients(self.preds, self.targs, self._column(by))
     items = pd.DataFrame(index=first_row) if self.items is None else self.items.iloc[first_row]
     items = items.reset_index(drop=True).assign(images=np.bincount(patients))
+    items = _one_value(self.items, patients, items)
     if 'patient' not in items: items['patient'] = self._column(by)[first_row]
     out = type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
     out.settings,out.of_images,out.what = self.settings,self,_plural(by, self.items)

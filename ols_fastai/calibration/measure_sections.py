@@ -61,8 +61,8 @@ def _least_found(R, o, least=10):
     targs,correct = R.first.targs.numpy(),o.stats.correct
     (found,_),(right,few) = (_least(R, correct, of, least) for of in (targs, o.preds.argmax(1).numpy()))
     said = []
-    if found: said.append(f'Of classes with {least} images and more it finds {found} least often.')
-    too_few = f' (said of fewer than {least} images: {some_names(few, 3)})' if few else ''
+    if found: said.append(f'Of classes with {least} {R.what} and more it finds {found} least often.')
+    too_few = f' (said of fewer than {least} {R.what}: {some_names(few, 3)})' if few else ''
     if right: said.append(f'It is right least often where it says {right}{too_few}.')
     return ' '.join(said)
 
@@ -190,7 +190,7 @@ def _few_mistakes(R, least=10):
     if R.multi_label: return
     codes = group_codes(R.patients, len(R.first.targs))
     wrong = {k: len(np.unique(codes[~o.stats.correct])) for k,o in R.runs.items()}
-    of = '' if R.patients is None else 'images of '
+    of = '' if R.patients is None or R.what==R.unit else 'images of '
     total = f'{codes.max()+1:,} {R.unit}'
     few = '; '.join(f'{k} is wrong about {of}{n} of {total}' for k,n in wrong.items() if n<least)
     if few: return paragraph(f'Mistakes on fewer than {least} {R.unit} are too few to say whether probabilities '

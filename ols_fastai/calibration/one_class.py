@@ -6,7 +6,7 @@
 __all__ = ['plot_class', 'threshold_table', 'plot_corp']
 
 # %% ../../nbs/65_calibration.one_class.ipynb #46a9e761
-import math
+import math, warnings
 import numpy as np, pandas as pd
 import sklearn.metrics as skm
 from scipy import stats
@@ -173,14 +173,17 @@ def threshold_table(self:CalibrationInterpretation,
     groups=None # Column (or array) of patients; default: 'patient', if there is one; False: none
 )->pd.DataFrame: # See the function of this name
     """The highest thresholds that find the wanted shares of each class, chosen on the learner's validation images.
+    `p` is the chance of finding no more here, were both sets of images from one source.
 
     Raises `ValueError` where there are none: choosing on the images that judge would flatter"""
     valid = self.valid_preds(used=True)
     if valid is None:
         raise ValueError("there are no validation images to choose a threshold on: judge a learner that has some, on "
-                         "others than those; or give them to the function, threshold_table(preds, targs, valid=(preds, "
-                         "targs))")
-    return threshold_table(self.preds, self.targs, valid, self.vocab, wanted, self._patients(groups))
+                         "others than those; or call the function of this name, ols_fastai.all.threshold_table(preds, "
+                         "targs, valid=(preds, targs), vocab=vocab, groups=patients)")
+    out = threshold_table(self.preds, self.targs, valid, self.vocab, wanted, self._patients(groups))
+    if out.empty: warnings.warn(f'choosing needs 10 validation {self.what} of a class, and no class has so many')
+    return out
 
 # %% ../../nbs/65_calibration.one_class.ipynb #185711b6
 def plot_corp(

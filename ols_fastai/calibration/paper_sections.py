@@ -27,17 +27,22 @@ def _images_known(R):
     out.update({readable(k): f'{v:,}' if isinstance(v, int) else readable(v) for k,v in R.data.items()})
     return out
 
+def _range(counts):
+    least,most = counts.min(),counts.max()
+    return f'{least:,}' if least==most else f'{least:,} to {most:,}, median {np.median(counts):,.0f}'
+
 def _facts(R):
     "Numbers of images, classes and patients"
     counts,many,one = _totals(R),*(('findings','finding') if R.multi_label else ('classes','class'))
     source = R.first.of_images
     out = {f'{R.what} judged': f'{len(R.first.preds):,}', many: f'{len(counts):,}',
-           f'{R.what} per {one}': f'{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}',
+           f'{R.what} per {one}': _range(counts),
            f'{many} with no image': ', '.join(o for o,c in zip(R.vocab, counts) if not c) or 'none'}
     if R.multi_label: out['images without a finding'] = f'{int((R.first.targs.sum(1)==0).sum()):,}'
     if R.patients is None: out['patients'] = 'not given: images are taken as independent'
     elif R.what!=R.unit: out[R.unit] = f'{len(set(R.patients)):,}'
     if source is not None: out['their images, of which each prediction is a mean'] = f'{len(source.preds):,}'
+    if R.of_validation: out['they are'] = 'the validation images of the learner'
     return {**out, **_images_known(R)}
 
 def _patients_with(R):
@@ -190,7 +195,8 @@ def _methods_data(R):
     networks = f"{_count(len(R.runs), 'network')} ({', '.join(R.runs)})"
     who = ' [of how many patients]' if R.patients is None else \
         f' of {len(set(R.patients)):,} {R.unit}'
-    on = R.judged if R.first.of_images is not None else f'{len(R.first.preds):,} test images{who}'
+    kind_of = 'validation' if R.of_validation else 'test'
+    on = R.judged if R.first.of_images is not None else f'{len(R.first.preds):,} {kind_of} images{who}'
     there = [f'{v:,} {k}' for k,v in R.data.items() if isinstance(v, int) and k.startswith(('training ','validation '))]
     others = f"There were {', '.join(there)}." if there else '[Numbers of training and validation images.]'
     both = R.data.get(shared_patients)
@@ -226,8 +232,9 @@ def _methods_training(R):
     said = [f'Training: {_listed(shared)}.'] if shared else []
     said += [f'Training of {name}: {_listed(o)}.' for name,o in own.items() if o]
     ols = ' and '.join(k for k in R.runs if _uses_ols(R, k))
-    if ols: said.insert(0, f'{ols}: trained with soft labels, of which that of a class is the mean of the '
-                        'probabilities of its correctly classified training images of the epoch before (Zhang et al. 2021).')
+    if ols: said.insert(0, f'{ols}: trained on alpha times the loss of the hard labels plus 1-alpha times that of soft '
+                        'labels; that of a class is the mean of the probabilities of its correctly classified training '
+                        'images of the epoch before (Zhang et al. 2021).')
     return ' '.join(said)
 
 def _methods_measures(R, have):
@@ -300,7 +307,9 @@ def limits_section(
     "What the page does not tell"
     unit = independence(R).strip() or f'Intervals are by {R.unit}.'
     scaled = [] if 'After scaling' in have else [_no_scaling(R)]
-    return section('Limits', [bullets([unit, *scaled,
+    valid = ['These are the validation images of the learner: what was chosen on them, such as the epoch, looks better '
+             'here than it is.'] if R.of_validation else []
+    return section('Limits', [bullets([unit, *valid, *scaled,
         'Intervals tell of the choice of test images only, not of the seed, the training set or another hospital.',
         *_limits_of_kind(R),
         'Labels are taken as the truth. PPV, NPV, AUPRC, O/E and the NLL hold for classes as frequent as here.',

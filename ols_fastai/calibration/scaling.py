@@ -21,7 +21,7 @@ from ..train.models import Ensemble
 from .temperature import *
 from .temperature import _finding_kinds
 from .calibrated import *
-from .calibrated import _bare, _check_vocab
+from .calibrated import _adapted, _bare, _check_vocab
 from .metrics import check_preds
 from .curves import check_findings
 
@@ -141,6 +141,9 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     _check_not_trained_on(learn, dl, ids, allow_overlap)
     warn_of_patients(learn, dl, patient)
     with bare_network(learn): z,y = _outputs(learn, dl, inner)
+    model = get_model(learn.model)
+    if isinstance(model, CalibratedModel) and model.kind==_adapted:
+        warnings.warn("calibrating takes the shares of adapt_learner away: call it again, after this")
     _check_classes(learn, z)
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
     else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
@@ -402,7 +405,8 @@ def adapt_priors(
 def _in_order(shares, dls):
     "Shares by name in the order of the classes"
     if not isinstance(shares, (dict,pd.Series)): return shares
-    lacks = [o for o in dls.vocab if o not in shares]
+    lacks,other = ([o for o in a if o not in b] for a,b in ((dls.vocab,shares), (list(shares.keys()),dls.vocab)))
+    if other: raise ValueError(f"there is no class {other[0]!r}: the classes are {', '.join(dls.vocab)}")
     if lacks: raise ValueError(f"there is no share of the class {lacks[0]!r}: give one for each, {', '.join(dls.vocab)}")
     return [shares[o] for o in dls.vocab]
 
@@ -412,11 +416,12 @@ def adapt_learner(
     trained=None # Those of the training, as the loader gave them; default: known to a learner of `image_dls`, loaded too
 )->Learner: # The same; sets have to be made again
     """Have a learner predict for a place where the classes have other shares, and images of one class look the same.
+    First calibrate, then adapt, then make sets: a new calibration takes the shares away, which a warning says.
 
     Raises `ValueError` for a learner without a temperature, and for shares that are not K numbers above 0"""
     _check_logits(learn, findings=False)
     model = get_model(learn.model)
-    if not isinstance(model, CalibratedModel) or model.kind not in ('temperature','temperature and shares'):
+    if not isinstance(model, CalibratedModel) or model.kind not in ('temperature',_adapted):
         raise ValueError("shares are put behind a temperature: calibrate(learn) first")
     if trained is None: trained = trained_shares(learn.dls)
     if trained is None: trained = getattr(learn, 'trained_shares', None)

@@ -65,11 +65,18 @@ class Report:
         "What a prediction is of"
         return self.first.what
     @property
+    def of_validation(self):
+        "Are the images judged those of the learner's validation set?"
+        source = self.first if self.first.of_images is None else self.first.of_images
+        loaders = () if source.learn is None else source.learn.dls.loaders
+        return len(loaders)>1 and source.dl.dataset is loaders[1].dataset
+    @property
     def judged(self):
         "What was judged, in words"
         n,source = f'{len(self.first.preds):,} {self.what}',self.first.of_images
         whose = '' if self.patients is None or self.what==self.unit else f', of {len(set(self.patients)):,} {self.unit}'
-        if source is not None: return f'{n}, each by the mean probabilities of its images, {len(source.preds):,}{whose}'
+        how = 'each by the mean probabilities of its images'
+        if source is not None: return f'{n}, {how} ({len(source.preds):,}{whose})'
         return n if self.patients is None else f'{n} of {len(set(self.patients)):,} {self.unit}'
     @cached_property
     def all_scaled(self):
