@@ -905,3 +905,10 @@ def test_the_column_that_is_missing_is_named_and_not_its_neighbour(tmp_path):
         fn.write_text(sep.join(['path','Diagnosis','age'])+'\n'+sep.join(['1.png','cyst','7'])+'\n')
         with pytest.raises(ValueError, match=r"no column 'diagnosis': its columns are 'path', 'Diagnosis', 'age' .is it 'Diagnosis'"):
             read_list(fn, filename='path', label='diagnosis')
+
+def test_a_pattern_that_merges_patients_is_said(recwarn):
+    df = pd.DataFrame(dict(filename=[f'PAT{2000+i}_0.png' for i in range(40)], label=['a','b']*20))
+    assert patients_from_names(df, r'(PAT\d+)_').patient.nunique()==40
+    recwarn.clear()
+    assert patients_from_names(df, r'(PAT\d\d\d)').patient.nunique()==4
+    assert 'finds 4 patients, each of whom has images of several classes' in str(recwarn.pop(UserWarning).message)

@@ -623,7 +623,7 @@ def test_two_classes_have_thresholds_chosen_on_validation_images_and_a_picture(t
     row = re.search(r'yes, 95 %\s+(\d+)\s+([\d.]+)\s+([\d.]+)\s+(\d+) \(', page)
     T = fit_temperature(r['valid_preds'], r['valid_targs'])
     scaled = apply_temperature(torch.stack([1-t, t])[None], T)[0,1].item()
-    assert int(row[1])==len(found) and float(row[2])==pytest.approx(float(t), rel=2e-3) and float(row[3])==pytest.approx(scaled, rel=2e-3)
+    assert int(row[1])==len(found) and 0<=float(t)-float(row[2])<.01*t and 0<=scaled-float(row[3])<.01*scaled   # rounded down
     assert int(row[4])==round(100*float(above[there].float().mean()))
     assert 'the highest threshold that finds the share of a class, chosen on so many images with it of the validation images' in page and page.count('a, yes.')+page.count('a, no.')==1
     del r['valid_preds'],r['valid_targs']

@@ -960,3 +960,11 @@ def test_the_shares_of_another_place_go_behind_the_network_and_into_the_file(tmp
         calibrate(learn); same(probs(learn), before)            # a new calibration takes them away
         calibrate(learn, kind='entropy')
         with pytest.raises(ValueError, match='calibrate.learn. first'): adapt_learner(learn, target, trained)
+
+def test_a_number_for_each_class_needs_images_of_each(recwarn):
+    learn,df = frame_learner()
+    some = df[(df['split']=='valid')&(df.label!='c2')]
+    with learn.no_bar():
+        calibrate(learn, dl=some)
+        assert not [o for o in recwarn.list if 'fits a number' in str(o.message)]
+        with pytest.warns(UserWarning, match=r'fits a number for each class, and of .*c2 .0.'): calibrate(learn, dl=some, kind='structured')

@@ -6,6 +6,7 @@
 __all__ = ['short_interval']
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #c1a55e02
+import math
 import numpy as np, pandas as pd
 from fastai.basics import *
 from ..core import some_names
@@ -154,12 +155,18 @@ def _scaled_threshold(R, k, t):
     if len(R.vocab)!=2 or not scaled or not scaled.T: return
     return float(torch.tensor(t, dtype=torch.float64).logit().div(scaled.T).sigmoid())
 
+def _rounded_down(t):
+    "Three digits, none of them up: a threshold above the one that was chosen would find less"
+    if not 0<t<1: return f'{t:.3g}'
+    power = 10**(2-math.floor(math.log10(t)))
+    return f'{math.floor(t*power+1e-9)/power:.3g}'
+
 def _threshold_row(R, k, row):
     "A row of `threshold_table` as text"
     after = _scaled_threshold(R, k, row.threshold)
-    more = {} if after is None else {'the same after T': f'{after:.3g}'}
+    more = {} if after is None else {'the same after T': _rounded_down(after)}
     star = ' *' if row.p<.025 else ''
-    return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': f'{row.threshold:.3g}', **more,
+    return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': _rounded_down(row.threshold), **more,
             'sensitivity %': _short_share(row, 'sensitivity')+star,
             **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
             'called positive %': f"{100*row['called positive']:.0f}"}

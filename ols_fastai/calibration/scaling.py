@@ -133,6 +133,13 @@ def _check_classes(learn, z):
     if not isinstance(vocab, CategoryMap) or len(vocab)==z.shape[1]: return
     raise ValueError(f"the network has {z.shape[1]} outputs, and the loaders have {len(vocab)} classes")
 
+def _warn_of_few_images(learn, y, K, kind, least=10):
+    "Name the classes that a scaling with a number of their own can hardly know"
+    names,n = getattr(learn.dls, 'vocab', None) or range(K),y.bincount(minlength=K).tolist()
+    few = [f'{name} ({m})' for name,m in zip(names, n) if m<least]
+    if few: warnings.warn(f"kind={kind!r} fits a number for each class, and of {some_names(few, 6)} there are fewer than "
+                          f"{least} images: a temperature is safer")
+
 def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     check_kind(kind)
     _check_logits(learn, kind)
@@ -145,6 +152,7 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     if isinstance(model, CalibratedModel) and model.kind==_adapted:
         warnings.warn("calibrating takes the shares of adapt_learner away: call it again, after this")
     _check_classes(learn, z)
+    if z.shape!=y.shape and kind in ('structured','matrix'): _warn_of_few_images(learn, y, z.shape[1], kind)
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
     else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
     put_scaling(learn, ids, **scaling)

@@ -203,6 +203,11 @@ def patients_from_names(
         warnings.warn(f"patient_from='{pattern}' makes each of the {len(df):,} images a patient of its own "
                       f"({patients.iloc[0]} is that of {df['filename'].iloc[0]}): where two show one person, the "
                       "brackets hold too much, and the person may be trained and tested on")
+    several = df['label'].groupby(patients).nunique()>1 if 'label' in df else pd.Series(dtype=bool)
+    if len(several)>1 and several.all():
+        warnings.warn(f"patient_from='{pattern}' finds {len(several):,} patients, each of whom has images of several "
+                      f"classes ({patients.iloc[0]} is that of {df['filename'].iloc[0]}): if a patient has one, the "
+                      "brackets hold too little")
     return df.assign(patient=patients)
 
 # %% ../../nbs/15_data.lists.ipynb #453189b6
