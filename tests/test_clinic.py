@@ -385,7 +385,8 @@ def test_a_damaged_file_has_a_row_that_says_so(files, tmp_path):
     pd.testing.assert_frame_equal(answered, learn.predict_table(good), check_dtype=False)
     assert learn.predict_table([], on_error='row').empty and learn.predict_table(given[1:2], on_error='row').error[0]
     odd = learn.predict_table([good[0],None,b'bytes',good[1]], on_error='row')
-    said = [f'{o} is no image file: give a path, an array, or Image.open(io.BytesIO(data)) of an upload' for o in ('NoneType','bytes')]
+    how = 'give a path, an array, or Image.open(io.BytesIO(data)) of an upload'
+    said = [f'{o} is no image file: {how}' for o in ('NoneType','bytes')]
     assert odd.error.tolist()==['',*said,''] and odd.label.notna().tolist()==[True,False,False,True]
     assert learn.predict_table([None,good[0]], on_error='row').error.tolist()==[said[0],'']
     with pytest.raises(ValueError, match="'raise' or 'row'"): learn.predict_table(given, on_error='skip')
