@@ -665,6 +665,7 @@ def test_a_report_per_patient_says_so_and_counts_the_images(tmp_path):
     for o in ('1 network judged on 40 patients, each by the mean probabilities of its images (120)', 'patients judged 40',
               'on 40 patients, each by the mean probabilities of its images (120) [', 'are by patients'):
         assert ' '.join(o.split()) in ' '.join(text.split()), o
+    assert not re.search(r'\bpatients 40\b', ' '.join(text.split()))   # said once
     assert 'images judged 40' not in ' '.join(text.split()) and 'Images per class' not in text
 
 def test_slips_in_what_is_reported_are_named(tmp_path):

@@ -97,7 +97,7 @@ class CVImage(np.ndarray):
             try: a = _from_memory(o, kwargs.get('window'))
             except _Unreadable as e: raise ValueError(f"an image in memory {e}") from e
         if not a.size: raise ValueError(f"an image in memory has no pixels: its shape is {a.shape}")
-        if a.dtype==np.uint16 and not kwargs.get('window') and a.max()<4096: _warn_of_12_bits()
+        if a.dtype==np.uint16 and a.max()<4096: _warn_of_12_bits()  # a window has made bytes of a file
         a = cls._planes(a)
         if not (a.flags.c_contiguous and a.flags.writeable): a = a.copy()  # torch wants to be able to write
         return a.view(cls)
