@@ -193,8 +193,7 @@ def _count(n, what): return f"{n:,} {what}{'s' if n!=1 else ''}"
 def _methods_data(R):
     counts,kind,kinds = _totals(R),*(('finding','findings') if R.multi_label else ('class','classes'))
     networks = f"{_count(len(R.runs), 'network')} ({', '.join(R.runs)})"
-    who = ' [of how many patients]' if R.patients is None else \
-        f' of {len(set(R.patients)):,} {R.unit}'
+    who = ' [of how many patients]' if R.patients is None else f' of {len(set(R.patients)):,} {R.unit}'
     kind_of = 'validation' if R.of_validation else 'test'
     on = R.judged if R.first.of_images is not None else f'{len(R.first.preds):,} {kind_of} images{who}'
     there = [f'{v:,} {k}' for k,v in R.data.items() if isinstance(v, int) and k.startswith(('training ','validation '))]
@@ -238,8 +237,7 @@ def _methods_training(R):
     return ' '.join(said)
 
 def _methods_measures(R, have):
-    more = [text for title,text in (('Conformal sets', 'conformal sets of classes (LAC, APS, RAPS)'),) if title in have]
-    also = f" Also shown: {', '.join(more)}." if more else ''
+    also = ' Also shown: conformal sets of classes (LAC, APS, RAPS).' if 'Conformal sets' in have else ''
     enough = f'where a class has enough {R.unit} for it'
     if R.multi_label:
         return ('Each finding was judged by AUROC, by sensitivity and specificity at a probability of one half, and, '
