@@ -38,6 +38,9 @@ def _scores(p, u, kind, lam, k_reg):
     return torch.empty_like(s).scatter_(1, order, s)
 
 # %% ../../nbs/58_calibration.conformal.ipynb #176fa01d
+# which of n scores in order is the threshold; 10*(1-.7) is a little more than 3
+def _rank(n, miscoverage): return math.ceil((n+1)*(1-miscoverage) - 1e-9)
+
 class ConformalSets:
     """Split-conformal sets with a coverage of at least `1-miscoverage` (Angelopoulos & Bates 2021), from predictions on
     a calibration set. Call it with predictions (N,K) to get the sets, (N,K) bool.
@@ -100,7 +103,7 @@ def _set_thresholds(self:ConformalSets, scores, group):
     self.thresholds,self.counts = {},{}
     for name in names:
         s = np.sort(scores[group==name])
-        k = math.ceil((len(s)+1)*(1-self.miscoverage) - 1e-9)  # 10*(1-.7) is a little more than 3
+        k = _rank(len(s), self.miscoverage)
         self.thresholds[name],self.counts[name] = (s[k-1] if k<=len(s) else math.inf),len(s)
     few = [k for k,o in self.thresholds.items() if o==math.inf]
     top = 1+self.lam*max(0, self.n_classes-self.k_reg) if self.kind=='raps' else 1.  # the largest score there is
@@ -218,6 +221,6 @@ def expected_coverage(
     level:float=.9 # Of the interval
 )->tuple: # `low`, `high`: 0..1
     "Between which shares the coverage of sets lies, over all draws of their `n` images, if scores don't tie"
-    k = math.ceil((n+1)*(1-miscoverage)-1e-9)
+    k = _rank(n, miscoverage)
     if k>n: return 1.,1.
     return tuple(stats.beta.ppf([(1-level)/2,(1+level)/2], k, n+1-k).tolist())

@@ -6,7 +6,6 @@
 __all__ = ['rows_of_each']
 
 # %% ../../nbs/71_calibration.scaled_sections.ipynb #f98f5615
-import math
 import pandas as pd
 from scipy import stats
 from fastai.basics import *
@@ -15,6 +14,7 @@ from .temperature import *
 from .metrics import *
 from .resampling import *
 from .conformal import *
+from .conformal import _rank
 from .interpretation import *
 from .sections import *
 
@@ -97,7 +97,7 @@ def _coverage_by_class(R, sets, targs):
 def _usual_coverage(n, n_test, miscoverage):
     """Share of `n_test` images that 95 of 100 repeats with `n` calibration images cover: the k-th of n uniform scores
     is a beta variable, and the images covered are beta-binomial"""
-    k = math.ceil((n+1)*(1-miscoverage)-1e-9)
+    k = _rank(n, miscoverage)
     return stats.betabinom.ppf([.025,.975], n_test, k, n+1-k)/n_test if k<=n else (1.,1.)
 
 def _coverage_figure(R, n=15):
