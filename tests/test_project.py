@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 from density import code_lines, long_files
 from mutate import mutations
 from project import module_file, notebooks, package, root, run, settings, sources
-from quick import imports as imports_module, module_of
+from quick import imports as imports_module, module_of, selection
 from readme import readme
 
 def hashes(): return {o: hashlib.sha256((root/o).read_bytes()).hexdigest() for o in sources()}
@@ -123,3 +123,7 @@ def test_quick_knows_what_a_test_imports():
     assert imports_module('from ols_fastai.train.ols import *', 'train.ols')
     assert imports_module('from ols_fastai.train import targets, ols', 'train.ols')
     assert not imports_module('from ols_fastai.train.ols_more import *', 'train.ols')
+
+def test_quick_looks_whether_a_changed_module_is_in_all():
+    assert 'nbs/90_all.ipynb' in selection([Path('ols_fastai/calibration/new.py')])
+    assert 'nbs/90_all.ipynb' not in selection([Path('nbs/tutorials/deploy.ipynb')])

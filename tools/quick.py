@@ -43,9 +43,10 @@ def selection(files):
     modules = [module_of(o) for o in files if o.parts[0]==package.name and o.suffix=='.py' and o.name[0]!='_']
     tests = [str(o) for o in files if o.match('tests/test_*.py')]
     notebooks = [str(o) for o in files if o.suffix=='.ipynb']
+    if modules: notebooks.append('nbs/90_all.ipynb')  # it holds every public name, a new module's too
     others = sorted({t for m in modules for t in tests_of(m)}-set(tests))
     apart = {'tests/test_project.py','tests/test_wheel.py','tests/test_site.py'}  # done already; far too long
-    return [o for o in tests+notebooks+others if o not in apart]
+    return [o for o in dict.fromkeys(tests+notebooks+others) if o not in apart]
 
 def jobs():
     "(title, command) in the order in which they start"
