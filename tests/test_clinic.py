@@ -515,3 +515,22 @@ def test_an_export_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
     monkeypatch.setattr('fastai.learner.torch.save', half)
     with pytest.raises(KeyboardInterrupt): learn.export('a.pkl')
     assert (tmp_path/'a.pkl').read_bytes()==before and [o.name for o in tmp_path.iterdir()]==['a.pkl']
+
+def test_patients_of_training_or_validation_among_those_of_the_sets_are_said(files):
+    "Of sets and of what judges them; the network's own validation images are no others"
+    learn = make_learner(files, Calibrate(), patients=True)
+    df = learn.dls[2].items.frame()
+    def of(o): return df.assign(patient=np.resize(loader_table(o).patient.unique(), len(df)))
+    with pytest.warns(UserWarning, match='given sets on images of .* patients who are in its training too'):
+        add_sets(learn, of(learn.dls.train))
+    with pytest.warns(UserWarning, match='given sets on images of .* patients who are in its validation too'):
+        add_sets(learn, of(learn.dls.valid))
+    with pytest.warns(UserWarning, match='judged on images of .* patients who are in its validation too'):
+        CalibrationInterpretation.from_learner(learn, dl=of(learn.dls.valid))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.* too, such as')
+        add_sets(learn, halve=True, miscoverage=.4)
+        coverage = learn.coverage(learn.dls[2])
+    assert coverage.n.tolist()==[len(df)]
+    with pytest.warns(UserWarning, match='judged on images of .* patients who are in its training too'):
+        learn.coverage(of(learn.dls.train))

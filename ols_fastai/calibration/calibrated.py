@@ -222,16 +222,19 @@ def warn_of_patients(
     learn:Learner, # Trained
     dl:DataLoader, # Of other images
     patient:str, # Column of the loaders' tables
-    what:str='calibrated' # Or 'judged': what is done on its images
+    what:str='calibrated' # Or 'judged', 'given sets': what is done on its images
 ):
-    "Warn where the training has images of the same patients, if the tables tell"
+    "Warn where the training, or of what comes after calibration the validation, has the same patients' images"
     def of(o):
         t = loader_table(o)
         return set() if t is None or patient not in t else set(patient_ids(t[patient]))-{''}
-    both = of(dl)&of(learn.dls.train) if len(learn.dls.loaders) else ()
-    if not both: return
-    warnings.warn(f"the network is {what} on images of {len(both)} patients who are in its training too, such as "
-                  f"{min(both)}: it is surer of those than of new patients. Split by patient: split_by_group")
+    mine,names = of(dl),('training',) if what=='calibrated' else ('training','validation')
+    for name,o in zip(names, learn.dls.loaders):
+        both = set() if o.dataset is dl.dataset else mine&of(o)
+        if not both: continue
+        warnings.warn(f"the network is {what} on images of {len(both)} patients who are in its {name} too, such as "
+                      f"{min(both)}: it knows those better than new patients. Split by patient: split_by_group")
+        return
 
 def forget_images(
     learn:Learner # Calibrated

@@ -257,6 +257,7 @@ def add_sets(
     _check_vocab(learn, dl)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
+    warn_of_patients(learn, dl, patient, 'given sets')
     settings = dict(miscoverage=miscoverage, kind=kind, by=by, seed=seed, **kwargs)
     try: sets = _make_sets(learn, dl, halve, _patients(dl, patient), ids, **settings)
     except Exception:
@@ -289,6 +290,7 @@ def coverage(self:SetLearner,
     self.check_sets()
     dl = judged_loader(self, dl)
     check_not_calibrated_on(self, dl)
+    warn_of_patients(self, dl, patient, 'judged')
     preds,targs = predict_alone(self, dl=dl)
     names = self._class_names()
     if isinstance(by, str): by = [str(names[o]) for o in targs.tolist()] if by=='class' else _column_of(dl, by)
