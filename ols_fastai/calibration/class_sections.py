@@ -147,7 +147,7 @@ def _short_share(row, name):
     "In whole per cent, as many stand side by side"
     if not np.isfinite(row[name]): return '–'
     share,low,high = (f'{100*row[o]:.0f}' for o in (name,f'{name}_low',f'{name}_high'))
-    return f'{share} ({low} to {high})'
+    return f'{share} ({low}\xa0to\xa0{high})'  # broken before the bracket, if at all
 
 def _scaled_threshold(R, k, t):
     "The same threshold of the probability after the temperature, of two classes, or None"
@@ -165,7 +165,7 @@ def _threshold_row(R, k, row):
     "A row of `threshold_table` as text"
     after = _scaled_threshold(R, k, row.threshold)
     more = {} if after is None else {'the same after T': _rounded_down(after)}
-    star = ' *' if row.p<.025 else ''
+    star = '\xa0*' if row.p<.025 else ''
     return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': _rounded_down(row.threshold), **more,
             'sensitivity %': _short_share(row, 'sensitivity')+star,
             **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
