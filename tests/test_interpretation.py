@@ -791,6 +791,7 @@ def test_what_is_judged_per_study_is_not_called_a_patient():
     of = CalibrationInterpretation.from_preds(preds, targs*0, items=items)
     assert [of.per_patient(o).what for o in (None,'patient','study',[0]*12)]==['patients','patients','studies','groups of images']
     assert len(of.per_patient('study').preds)==3 and list(of.per_patient('study').items.patient)==[0,0,1]
+    assert set(of.per_patient('study').top_overconfident().study)<={0,1,2} and 'patient' in of.per_patient([0]*6+[1]*6).top_overconfident(12)
 
 def test_a_threshold_that_finds_less_by_chance_is_told_from_one_that_does_not():
     "The least of 12 others is above two of 18 here in a third of all cases; patients count once"

@@ -659,14 +659,17 @@ def test_a_report_per_patient_says_so_and_counts_the_images(tmp_path):
     patient = np.repeat(np.arange(40), 3)
     y = torch.from_numpy(rng.integers(0, 2, 40))[patient]
     p = torch.rand(120, generator=torch.Generator().manual_seed(0))
-    one = CalibrationInterpretation.from_preds(torch.stack([1-p,p], 1), y, ['no','yes'], pd.DataFrame(dict(patient=patient))).per_patient()
-    text = plain(calibration_report({'net': one}, tmp_path/'r', n=5, title='t').read_text())
+    items = pd.DataFrame(dict(patient=[f'P{o:02}' for o in patient], filename=[f'{i}.png' for i in range(120)]))
+    one = CalibrationInterpretation.from_preds(torch.stack([1-p,p], 1), y, ['no','yes'], items).per_patient()
+    text = plain(calibration_report({'net': one, 'same': one}, tmp_path/'r', n=5, title='t').read_text())
     assert (tmp_path/'r.html').exists()
-    for o in ('1 network judged on 40 patients, each by the mean probabilities of its images (120)', 'patients judged 40',
+    for o in ('2 networks judged on 40 patients, each by the mean probabilities of its images (120), 2 classes. Where this page says image, it means one of these patients.', 'patients judged 40',
               'on 40 patients, each by the mean probabilities of its images (120) [', 'are by patients'):
         assert ' '.join(o.split()) in ' '.join(text.split()), o
     assert not re.search(r'\bpatients 40\b', ' '.join(text.split()))   # said once
     assert 'images judged 40' not in ' '.join(text.split()) and 'Images per class' not in text
+    mistakes = text[text.index('Both networks make the same mistake in'):]
+    assert re.search(r'of 40 patients, the surest first: P\d\d, P\d\d', mistakes) and 'probability of the true class patient' in ' '.join(mistakes.split()) and '.png' not in text
 
 def test_slips_in_what_is_reported_are_named(tmp_path):
     p,y = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)).softmax(1),torch.arange(30)%2

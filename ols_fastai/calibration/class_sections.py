@@ -250,11 +250,11 @@ def _shared_mistakes(R, most=5):
     what = 'see a finding, with a probability of 90 % and more, that is not in the labels' if R.multi_label else \
            'make the same mistake'
     if not rows: return [paragraph(f'There is no image of which all networks {what}.')]
-    items = R.first.items
-    files = items.filename.tolist() if items is not None and 'filename' in items else None
-    names = [readable(files[i]) if files else f'row {i}' for i in rows]
+    items,column = R.first.items,R.first.named_by
+    known = items[column].tolist() if items is not None and column in items else None
+    names = [readable(known[i]) if known else f'row {i}' for i in rows]
     who = 'Both' if len(R.runs)==2 else f'All {len(R.runs)}'
-    return [paragraph(f'{who} networks {what} in {len(rows):,} of {len(sure):,} images, the surest first: '
+    return [paragraph(f'{who} networks {what} in {len(rows):,} of {len(sure):,} {R.what}, the surest first: '
                       f'{some_names(names, most)}. If labels are wrong, then more likely where all are sure; most of '
                       'the others are images that none of them can tell.')]
 

@@ -106,8 +106,8 @@ def _summary(R):
     networks,findings = (f"{m:,} {what}{'s' if m>1 else ''}" for m,what in ((len(R.runs),'network'),(K,'finding')))
     verdicts = []
     notes = attempt_each(R, 'verdict', lambda k, o: verdicts.append(_finding_verdict(R, k, o)), R.runs)
-    return [paragraph(f'{networks} judged on {R.judged} for {findings}. Findings may occur together, and each is '
-                      'judged on its own. Of the images with a probability of 30 % for a finding, 30 in 100 should '
+    return [paragraph(f'{networks} judged on {R.judged} for {findings}.{R.meant} Findings may occur together, and '
+                      'each is judged on its own. Of the images with a probability of 30 % for a finding, 30 in 100 should '
                       'have it.'), bullets(verdicts), *notes,
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}, by formula: of shares Wilson\'s, of '

@@ -127,6 +127,7 @@ def per_patient(self:CalibrationInterpretation,
     if 'patient' not in items: items['patient'] = self._column(by)[first_row]
     out = type(self).from_preds(preds, self.targs[first_row], self.vocab, items)
     out.settings,out.of_images,out.what = self.settings,self,_plural(by, self.items)
+    out.named_by = by if isinstance(by, str) else 'patient'
     out.soft_labels,out._valid = self.soft_labels,self._valid_per_patient(by)
     return out
 

@@ -197,7 +197,8 @@ class CalibrationInterpretation(ClassificationInterpretation):
         if not self.multi_label: self._stats = sample_stats(self.preds, self.targs)
         self.vocab = _class_names(vocab, learn, self.preds.shape[1])
         self.items,self.images = _loader_items(dl) if items is None else items,images
-        self.of_images,self.what = None,'images'  # `per_patient` sets what it was made of, and what it is made for
+        # `per_patient` sets what it was made of, what it is made for, and the column that tells one from another
+        self.of_images,self.what,self.named_by = None,'images','filename'
         if self.items is not None and len(self.items)!=len(self.preds):
             raise ValueError(f"{len(self.items)} items for {len(self.preds)} predictions: one per row is needed")
         self._keep_state(learn)

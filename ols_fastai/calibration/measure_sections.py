@@ -211,7 +211,7 @@ def _judged_how(R):
 @page_section('Summary')
 def _summary(R):
     K = len(R.vocab)
-    what = f"{len(R.runs)} network{'s' if len(R.runs)>1 else ''} judged on {R.judged}, {K:,} classes."
+    what = f"{len(R.runs)} network{'s' if len(R.runs)>1 else ''} judged on {R.judged}, {K:,} classes.{R.meant}"
     verdicts = []
     notes = attempt_each(R, 'confidence minus accuracy', lambda k, o: verdicts.append(_verdict(R, k, o)), R.runs)
     return [paragraph(f'{what} Of the predictions with a confidence of 90 %, 90 in 100 '

@@ -324,13 +324,14 @@ def _wrong_findings(preds, targs, n, names):
 @patch
 def top_overconfident(self:CalibrationInterpretation,
     n:int=9 # Mistakes, at most
-)->pd.DataFrame: # `predicted`, `confidence`, `true`, `p_true`, and `filename` where the list has it
+)->pd.DataFrame: # `predicted`, `confidence`, `true`, `p_true`, and `filename` where the list has it, or the patient
     """The mistakes with the highest confidence; multi-label: `no finding` for `finding`, and, for half of the rows, the
     other way round"""
     find = _wrong_findings if self.multi_label else top_overconfident
     table = find(self.preds, self.targs, n, self.vocab)
-    if self.items is None or 'filename' not in self.items: return table
-    return table.assign(filename=text_series(self.items.filename.iloc[table.index].tolist(), table.index))
+    if self.items is None or self.named_by not in self.items: return table
+    names = self.items[self.named_by].iloc[table.index].tolist()
+    return table.assign(**{self.named_by: text_series(names, table.index)})
 
 # %% ../../nbs/64_calibration.plots.ipynb #ad5cfc18
 @patch

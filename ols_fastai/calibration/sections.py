@@ -71,6 +71,11 @@ class Report:
         loaders = () if source.learn is None else source.learn.dls.loaders
         return len(loaders)>1 and source.dl.dataset is loaders[1].dataset
     @property
+    def meant(self):
+        "What to take an image for, where it is something else"
+        if self.first.of_images is None: return ''
+        return f' Where this page says image, it means one of these {self.what}.'
+    @property
     def judged(self):
         "What was judged, in words"
         n,source = f'{len(self.first.preds):,} {self.what}',self.first.of_images
