@@ -424,6 +424,18 @@ def test_coverage_by_a_column(files):
     pd.testing.assert_frame_equal(learn.coverage(df, by='site'), learn.coverage(df, by=df.site.tolist()))
     with pytest.raises(ValueError, match="'scanner' is no column: .*site"): learn.coverage(df, by='scanner')
 
+def test_sets_of_one_class_are_counted_by_what_they_say(files):
+    "And how many of them are right"
+    learn = add_sets(make_learner(files), kind='lac', miscoverage=.4)
+    df = loader_table(learn.dls[2])
+    table = learn.predict_table(df).assign(true=df.label.to_numpy())
+    alone = table[table['set size']==1]
+    right = (alone.label==alone.true).groupby(alone.label).mean()
+    found = learn.coverage(df, by='predicted')
+    assert found.n.to_dict()==table.label.value_counts().to_dict() and 0<right.mean()<1
+    assert found['one class right'].dropna().to_dict()==pytest.approx(right.to_dict())
+    assert found['one class'].to_dict()==pytest.approx((table['set size']==1).groupby(table.label).mean().to_dict())
+
 def test_halving_says_that_the_temperature_is_another(files, capsys):
     learn = calibrate(make_learner(files))
     learn.add_cb(ProgressCallback()); add_sets(learn, kind='lac', halve=True)

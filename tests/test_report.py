@@ -12,6 +12,8 @@ from ols_fastai.data.datasets import brain_regions
 from ols_fastai.compare.cli import ols_compare
 from ols_fastai.calibration.interpretation import CalibrationInterpretation
 from ols_fastai.calibration.scaling import calibrate
+from ols_fastai.calibration.conformal import ConformalSets
+from ols_fastai.calibration.one_class import threshold_table
 from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
 from ols_fastai.calibration.report import calibration_report
 
@@ -120,7 +122,6 @@ def test_numbers_are_those_of_the_measures(path):
     from ols_fastai.calibration.resampling import bootstrap, paired_bootstrap, proportion_interval
     from ols_fastai.calibration.metrics import confidence_gap, ece, in_percent, nll
     from ols_fastai.calibration.page import interval_text
-    from ols_fastai.calibration.conformal import ConformalSets
     text,a,b,patients = path.read_text(),run(2.),run(.6),np.arange(600)//3
     number = lambda v, sign='': f'{v:{sign}.3f}'.replace('-', '\N{MINUS SIGN}')
     m = cells(text, 'Measures with 95 % intervals')
@@ -387,7 +388,6 @@ def test_the_true_class_is_refused_before_anything_is_written(tmp_path):
 
 def test_everything_is_by_patient_or_says_so(tmp_path):
     "A calibrated network, 60 patients of 10 like images: hardly a star, and no sentence that is not so"
-    from ols_fastai.calibration.conformal import ConformalSets
     from ols_fastai.calibration.resampling import proportion_interval
     stars = {True: 0, False: 0}
     for seed in range(6):
@@ -518,7 +518,6 @@ def test_what_takes_long_says_how_far_it_is(tmp_path, monkeypatch, capfd):
 def test_three_networks_are_compared_in_pairs(tmp_path):
     "Of three all pairs, of four each with the first; differences of classes and of losses after a temperature have signs that a reader can check"
     from ols_fastai.calibration.metrics import nll
-    from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
     from sklearn.metrics import roc_auc_score
     g = torch.Generator().manual_seed(0)
     z,noise = 2*torch.randn(900, 3, generator=g),torch.randn(3, 900, 3, generator=g)
@@ -584,7 +583,6 @@ def test_harder_images_are_compared_with_the_validation_images_own_gap():
     from ols_fastai.calibration.measure_sections import _moved
     from ols_fastai.calibration.sections import Report
     from ols_fastai.calibration.metrics import confidence_gap
-    from ols_fastai.calibration.temperature import apply_temperature, fit_temperature
     g = torch.Generator().manual_seed(0)
     p = torch.where((torch.arange(2000)%2==0)[:,None], torch.tensor([.99,.005,.005]), torch.tensor([.45,.4,.15]))
     y = torch.multinomial(torch.tensor([[.8,.1,.1],[.75,.15,.1]]), 1000, True, generator=g).T.reshape(-1)  # sure and unsure ones are right as often
@@ -632,6 +630,45 @@ def test_two_classes_have_thresholds_chosen_on_validation_images_and_a_picture(t
     assert few['valid_targs'].sum()<10<(few['valid_targs']==0).sum()
     page = plain(calibration_report({'a': few}, tmp_path/'a.html', n=20).read_text())
     assert 'no, 90 %' in page and 'yes, 90 %' not in page
+
+def test_three_classes_have_thresholds_of_the_probabilities_after_the_temperature(tmp_path):
+    "As predictions.csv and a calibrated network have them; without validation images as trained"
+    r = dict(run(3., K=3), vocab=list('abc'))
+    T = fit_temperature(r['valid_preds'], r['valid_targs'])
+    p,valid = (apply_temperature(r[o], T) for o in ('preds','valid_preds'))
+    t = threshold_table(p, r['targs'], (valid,r['valid_targs']), wanted=(.9,.95))
+    page = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+    shown = cells(page, f'net, with one temperature ({T:.2f}): the highest threshold')
+    assert len(shown)==len(t.threshold.groupby(level=0).unique().explode())
+    for (k,share),row in t[~t.threshold.groupby(level=0).transform(pd.Series.duplicated)].iterrows():
+        said = shown.loc[f'{r["vocab"][k]}, {100*share:.0f} %']
+        assert 0<=row.threshold-float(said['from probability'])<.01*row.threshold and said['sensitivity %'].startswith(f'{100*row.sensitivity:.0f} (')
+    assert 'the same after T' not in page
+    del r['valid_preds'],r['valid_targs']
+    assert 'net, as trained: the highest threshold' in calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+    for K,there in ((10,True), (11,False)):
+        page = calibration_report({'net': dict(run(K=K), vocab=list('abcdefghijk')[:K])}, tmp_path/'a.html', n=5).read_text()
+        assert ('the highest threshold' in page)==there!=('threshold_table of a CalibrationInterpretation gives them' in page)
+
+def test_the_sure_predictions_are_told_after_the_temperature_too(tmp_path):
+    r = two_classes(3.)
+    T = fit_temperature(r['valid_preds'], r['valid_targs'])
+    confidence,said = apply_temperature(r['preds'], T).max(1)
+    sure = confidence>=.9
+    right = 100*float((said==r['targs'])[sure].double().mean())
+    page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text())
+    assert f'With it, of the {int(sure.sum())} predictions ({100*float(sure.double().mean()):.0f} % of all) with a confidence of 90 % or more, on average {100*float(confidence[sure].mean()):.1f} %, {right:.1f} % (' in page
+    assert 'predictions.csv' not in page
+    page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, data={'predictions.csv': 'with T'}).read_text())
+    assert 'unless one is named. The probabilities in predictions.csv are with it.' in page
+
+def test_sets_of_one_class_are_counted_and_how_many_of_them_are_right(tmp_path):
+    r = dict(run(3., K=3), vocab=list('abc'))
+    sets = ConformalSets(r['valid_preds'], r['valid_targs'], .1)(r['preds'])
+    alone = sets.sum(1)==1
+    right = 100*float(sets[alone].gather(1, r['targs'][alone][:,None]).double().mean())
+    row = cells(calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text(), 'Sets that may miss 10').loc['net, LAC']
+    assert row['one class']==f'{100*float(alone.double().mean()):.1f} %' and row['of these right'].startswith(f'{right:.1f} % (')
 
 def test_a_network_that_tells_nothing_is_called_so_first(tmp_path):
     page = plain(calibration_report({'good': two_classes(), 'blind': two_classes(0.)}, tmp_path/'a.html', n=20).read_text())

@@ -13,6 +13,7 @@ from ..core import some_names
 from .page import *
 from .pictures import *
 from .chance import *
+from .temperature import *
 from .resampling import *
 from .classes import *
 from .interpretation import *
@@ -133,7 +134,8 @@ def _classes(R):
         rest += ' All classes are equally frequent here: with other shares PPV, AUPRC, O/E and the intercept differ.'
     return [paragraph(f'Positive are the images of the class; predicted positive those of which it is the most '
                       f'probable class. Intervals are of each class by itself: of twenty, one will miss.{rest}'),
-            *attempt_each(R, 'class by class', partial(_class_rows, R), shown), *_yes_or_no(R), *_each_difference(R),
+            *attempt_each(R, 'class by class', partial(_class_rows, R), shown), *_thresholds_of_few(R), *_yes_or_no(R),
+            *_each_difference(R),
             bullets(f'{k}: {CLASS_MEASURES[k]}' for k in _shown)]
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #faa1c948
@@ -171,16 +173,24 @@ def _threshold_row(R, k, row):
             **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
             'called positive %': f"{100*row['called positive']:.0f}"}
 
+def _to_choose(R, k, o):
+    """How a network is judged by thresholds, its probabilities, and those of the validation images. Of three classes
+    and more with its temperature, if it has one: no threshold as trained is the same afterwards"""
+    valid,scaled = valid_preds_of(R, k, used=True),R.all_scaled.get(k)
+    if R.multi_label or len(R.vocab)==2 or not scaled: return as_judged(o),o.preds,valid
+    p,p_valid = (apply_temperature(preds, scaled.T) for preds in (o.preds,valid[0]))
+    return f'with one temperature ({scaled.T:.2f})',p,(p_valid,valid[1])
+
 def _threshold_rows(R, k, o, wanted, kind):
     "The table of thresholds of a network, and what it was made of; None where no class has the images"
-    valid = valid_preds_of(R, k, used=True)
-    t = threshold_table(o.preds, o.targs, valid, o.vocab, wanted, R.patients)
+    how,preds,valid = _to_choose(R, k, o)
+    t = threshold_table(preds, o.targs, valid, o.vocab, wanted, R.patients)
     if t.empty: return None,t
     t = t[~t.threshold.groupby(level=0).transform(pd.Series.duplicated)]  # of few images 99 % is 95 %
     rows = {f'{name}, {percent_text(share, 0)}': _threshold_row(R, k, row) for (name,share),row in t.iterrows()}
     few = [name for name in o.vocab if name not in t.index.get_level_values(0)]
     rest = f'; {some_names(few, 6)}: fewer than 10 images to choose on' if few else ''
-    caption = (f'{k}, {as_judged(o)}: the highest threshold that finds the share of a {kind}, chosen on so many '
+    caption = (f'{k}, {how}: the highest threshold that finds the share of a {kind}, chosen on so many '
                f'{R.what} with it of {_chosen_on(o, valid)}{rest}')
     df = pd.DataFrame.from_dict(rows, orient='index')
     return table(df, caption, f'{kind}, share to find', sortable=len(rows)>8),t
@@ -190,15 +200,21 @@ def _class_figure(R, k, name):
                   f'{k}, {name}: calibration curve, probability by outcome, decision curve, ROC and precision-recall',
                   f'{k}, {name}.', wide=True)
 
-def _of_two(R, k, o): return [_threshold_rows(R, k, o, (.9,.95,.99), 'class')[0]]
+def _thresholds_of_few(R, most=10):
+    "Of a few classes, of each network"
+    if R.multi_label: return []
+    K = len(R.vocab)
+    if K>most:
+        return [paragraph('The thresholds that find 90 or 95 % of a class fill the page where there are more than '
+                          f'{most} classes: threshold_table of a CalibrationInterpretation gives them.')]
+    wanted = (.9,.95,.99) if K==2 else (.9,.95)
+    return attempt_each(R, 'thresholds', lambda k, o: [_threshold_rows(R, k, o, wanted, 'class')[0]])
 
 def _yes_or_no(R):
-    "Thresholds, and pictures of the rarer class, where there are two"
+    "Pictures of the rarer class, where there are two"
     if R.multi_label or len(R.vocab)!=2: return []
     name = R.vocab[int(np.bincount(R.first.targs, minlength=2).argmin())]
-    blocks = attempt_each(R, 'thresholds', partial(_of_two, R), R.drawn)
-    for k in R.drawn: blocks += attempt(f'{k}, picture of {name}', partial(_class_figure, R, k, name), R.missing)
-    return blocks
+    return attempt_each(R, f'picture of {name}', lambda k, o: [_class_figure(R, k, name)])
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #b7e4bd40
 def _confused(R, k, o, n=10):

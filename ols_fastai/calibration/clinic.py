@@ -198,7 +198,8 @@ def _column_of(dl, name):
     df = loader_table(dl)
     if df is not None and name in df: return df[name].to_numpy()
     there = 'none' if df is None else ', '.join(map(str, df))
-    raise ValueError(f"by is 'class', a column of the table or a group for each image; {name!r} is no column: {there}")
+    raise ValueError("by is 'class', 'predicted', a column of the table or a group for each image; "
+                     f"{name!r} is no column: {there}")
 
 def _patients(dl, column):
     "Number of each image's patient, or None where the loader's table has no such column"
@@ -281,9 +282,9 @@ def remove_sets(
 @patch
 def coverage(self:SetLearner,
     dl, # Images with their true classes, which made neither network nor scaling nor sets: a `DataLoader` or a table
-    by:list|str|None=None, # (N,) a group for each image, such as its scanner; a column of the table; or 'class'
+    by:list|str|None=None, # (N,) a group for each image, such as its scanner; a column; 'class', or 'predicted' class
     patient:str='patient' # Column of the loader's table: intervals are by patient where there is one
-)->pd.DataFrame: # One row per group: `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`
+)->pd.DataFrame: # One row per group: `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class` ...
     """How often the sets hold the true class, with a 95 % interval: see `ConformalSets.table`.
 
     Raises `ValueError` for images that the scaling or the sets were made of, and as `check_sets` does"""
@@ -292,6 +293,6 @@ def coverage(self:SetLearner,
     check_not_calibrated_on(self, dl)
     warn_of_patients(self, dl, patient, 'judged')
     preds,targs = predict_alone(self, dl=dl)
-    names = self._class_names()
-    if isinstance(by, str): by = [str(names[o]) for o in targs.tolist()] if by=='class' else _column_of(dl, by)
+    names,asked = self._class_names(),{'class': targs, 'predicted': preds.argmax(1)}
+    if isinstance(by, str): by = [str(names[o]) for o in asked[by].tolist()] if by in asked else _column_of(dl, by)
     return self.sets.table(preds, targs, by, _patients(dl, patient), item_ids(dl))

@@ -164,8 +164,9 @@ def _coverage_row(hit, size, patient):
     k = hit.mean()*n
     # with no hit (or no miss) the bound is 0 (or 1), where scipy gives NaN
     low,high = np.nan_to_num(stats.beta.ppf(.025, k, n-k+1)),np.nan_to_num(stats.beta.ppf(.975, k+1, n-k), nan=1.)
-    row = dict(n=len(hit), coverage=hit.mean(), low=low, high=high)
-    return row | {'mean size': size.mean(), 'empty': (size==0).mean(), 'one class': (size==1).mean()}
+    row,alone = dict(n=len(hit), coverage=hit.mean(), low=low, high=high),size==1
+    return row | {'mean size': size.mean(), 'empty': (size==0).mean(), 'one class': alone.mean(),
+                  'one class right': hit[alone].mean() if alone.any() else np.nan}
 
 @patch
 def table(self:ConformalSets,
@@ -174,9 +175,9 @@ def table(self:ConformalSets,
     by:list|None=None, # (N,) a group for each image, such as the name of its class, its modality or scanner
     groups=None, # (N,) patients: the intervals are by patients
     ids:np.ndarray|None=None # (N,2) `item_ids` of these images
-)->pd.DataFrame: # `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`: a row per group
-    """How often the sets hold the true class, with a 95 % interval, their mean size, and the shares of empty sets and
-    of those with one class.
+)->pd.DataFrame: # A row per group: `n`, `coverage`, `low`, `high`, `mean size`, `empty`, `one class`, `one class right`
+    """How often the sets hold the true class, with a 95 % interval, their mean size, the shares of empty sets and of
+    those with one class, and how many of the latter are right: the promise is an average over sets of all sizes.
 
     Raises `ValueError` if both have `ids` and these are images of the calibration. Equal predictions don't matter"""
     if by is not None and len(by)!=len(targs): raise ValueError(f"by has {len(by)} groups for {len(targs)} images")

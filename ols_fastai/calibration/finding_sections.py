@@ -107,8 +107,8 @@ def _summary(R):
     verdicts = []
     notes = attempt_each(R, 'verdict', lambda k, o: verdicts.append(_finding_verdict(R, k, o)), R.runs)
     return [paragraph(f'{networks} judged on {R.judged} for {findings}.{R.meant} Findings may occur together, and '
-                      'each is judged on its own. Of the images with a probability of 30 % for a finding, 30 in 100 should '
-                      'have it.'), bullets(verdicts), *notes,
+                      'each is judged on its own. Of the images with a probability of 30 % for a finding, 30 in '
+                      '100 should have it.'), bullets(verdicts), *notes,
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}, by formula: of shares Wilson\'s, of '
                       'AUROCs DeLong\'s. Probabilities are off where one of three tests (of their mean, of '

@@ -86,7 +86,9 @@ def _scaled_gap(R, k):
     valid_preds,valid_targs = valid_preds_of(R, k)
     right = (valid_preds.argmax(1)==valid_targs).all()
     fitted = f'assumed: no mistake among the {n:,}' if right else f'fitted to {n:,}'
-    return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}.'
+    sure = _of_the_sure(R, r.stats)
+    return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}. '
+            f"With it, {sure[0].lower()}{sure[1:]}"
             f"\n{_classes_off(R, k, r, ' once it is scaled').strip()}")
 
 def _once_scaled(R, k, say):
@@ -205,7 +207,8 @@ def _without_miss(R):
 
 def _judged_how(R):
     if not any(map(is_calibrated, R.runs.values())):
-        return 'Networks are judged as they were trained, without a temperature, unless one is named.'
+        in_file = f' The probabilities in {preds_file} are with it.' if preds_file in R.data else ''
+        return f'Networks are judged as they were trained, without a temperature, unless one is named.{in_file}'
     return 'Networks are judged as they predict: with the scaling that they have, and no other unless it is named.'
 
 @page_section('Summary')

@@ -79,8 +79,10 @@ def _scaling(R):
 def _coverage(R, sets, hits):
     "Coverage with its interval, by image or by patient, and sizes"
     size = sets.sum(1).double()
+    alone = (size==1).numpy()
     return {'coverage': share_text(R, hits), 'mean size': f'{size.mean():.2f}',
-            'one class': percent_text((size==1).double().mean()), 'empty': percent_text((size==0).double().mean())}
+            'one class': percent_text(alone.mean()), 'of these right': share_text(R, hits, alone),
+            'empty': percent_text((size==0).double().mean())}
 
 def _hits(sets, targs): return sets.gather(1, targs[:,None])[:,0].numpy()
 
@@ -141,7 +143,9 @@ def _conformal(R):
                       'images from the same source, whatever the network (Angelopoulos and Bates 2021). '
                       'An empty set says that no class is sure enough: leave such an image to a person. '
                       'Calibrated on the validation images, before any scaling. LAC (least ambiguous) gives the '
-                      'smallest sets; APS (adaptive) follows how hard an image is, RAPS cuts the longest. Coverage is '
+                      'smallest sets; APS (adaptive) sums the probabilities of the likeliest, RAPS cuts the longest. '
+                      'What is asked is an average over sets of all sizes: how often a set of one class is right '
+                      'stands beside, and may be less. Coverage is '
                       f'meant on average over calibration sets: with {n:,} calibration and {n_test:,} test images, all '
                       f'independent, 95 of 100 repeats would show a coverage of LAC from {low} to {high}; the range is '
                       'wider where patients have several images. A coverage well outside suggests that the test images '

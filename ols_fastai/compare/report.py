@@ -15,6 +15,7 @@ from ..calibration.pictures import *
 from ..calibration.plots import *
 from ..calibration.temperature import *
 from ..calibration.report import *
+from ..calibration.sections import preds_file
 from .results import *
 from .results import _fault, ensemble_run, run_title
 
@@ -116,7 +117,8 @@ def save_report(
     window = next((info['settings'].get('window') for _,info in runs.values()), None)
     def image(i): return _image(Path(root)/items.filename[i], window)
     def write(runs):
-        how = dict(n_bins=n_bins, data=_data(df, faults) | (data or {}), by=by, groups=groups)
+        files = {preds_file: 'probabilities of each network (seed 0) with its temperature'}
+        how = dict(n_bins=n_bins, data=_data(df, faults) | files | (data or {}), by=by, groups=groups)
         return calibration_report(_entries(runs, df, items, image), Path(out)/'report.html', **how)
     try: fn = _without_failing(write, runs, faults)
     except OSError: raise
@@ -146,8 +148,8 @@ def save_predictions(
             each = {f'{k}: P({name}) after T': p[:,i].numpy().round(4) for i,name in enumerate(info['vocab'])}
             table = table.assign(**each)
     if not runs: return []
-    write_csv(table, Path(out)/'predictions.csv')
-    return [Path(out)/'predictions.csv']
+    write_csv(table, Path(out)/preds_file)
+    return [Path(out)/preds_file]
 
 def _ensembles(out, methods, faults):
     "The ensemble of each method that has several runs; why there is none joins the faults"
