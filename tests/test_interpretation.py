@@ -311,6 +311,13 @@ def test_animation(tmp_path):
 
 # ---- mistakes
 
+def test_mistakes_in_files_of_one_name_are_told_by_their_folders():
+    table = pd.DataFrame(dict(predicted='a', confidence=.9, true='b', p_true=.1, filename=['x/p1/view1.png','x/p2/view1.png','x/p3/other.png']))
+    def titles(t): return [ax.get_title().splitlines()[-1] for ax in plot_overconfident([np.zeros((4,4))]*3, t).axes[:3]]
+    assert titles(table)==['(p1/view1.png)','(p2/view1.png)','(other.png)']
+    assert titles(table.drop(columns='filename'))==['(row 0)','(row 1)','(row 2)']
+    plt.close('all')
+
 def test_top_overconfident():
     p,t = random_preds(50)
     m = top_overconfident(p, t, 5, names)

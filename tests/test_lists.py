@@ -677,7 +677,7 @@ def test_split_has_the_shares_asked_for(valid, test, kind):
 def test_a_split_that_is_none_is_refused():
     "All three views hold a class of their own, which must stay in training"
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(30)], label=[*'aaabbbccc',*'abc'*7], patient=[*'xxxyyyzzz',*'xyz'*7]))
-    with pytest.raises(ValueError, match='by whole patients, of which there are 3, all images go to training.*is that the right column'): split_by_group(df)
+    with pytest.raises(ValueError, match='by whole patients, of which there are 3, all images go to training.*does the column, or the pattern, tell one patient from another'): split_by_group(df)
 
 def test_split_that_can_not_be_had_is_said():
     df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(100)], label=['a','b']*50, patient=['A']*60+['B']*20+['C']*20))
@@ -911,4 +911,10 @@ def test_a_pattern_that_merges_patients_is_said(recwarn):
     assert patients_from_names(df, r'(PAT\d+)_').patient.nunique()==40
     recwarn.clear()
     assert patients_from_names(df, r'(PAT\d\d\d)').patient.nunique()==4
-    assert 'finds 4 patients, each of whom has images of several classes' in str(recwarn.pop(UserWarning).message)
+    assert 'finds 4 patients, 4 of whom have images of several classes' in str(recwarn.pop(UserWarning).message)
+    folders = df.assign(filename=[f'{o}/{o}{i//2:02}/view{i%2}.png' for i,o in enumerate(df.label)])
+    assert patients_from_names(folders, r'([^/]+)/[^/]+$').patient.tolist()==[f'{o}{i//2:02}' for i,o in enumerate(df.label)]
+    recwarn.clear()
+    some = folders.assign(filename=[o if i else 'a/a99/view0.png' for i,o in enumerate(folders.filename)])
+    assert patients_from_names(some, r'(\d+)/').patient.nunique()==21   # one is of one class
+    assert 'finds 21 patients, 19 of whom have' in str(recwarn.pop(UserWarning).message)

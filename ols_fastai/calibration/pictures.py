@@ -198,9 +198,15 @@ def _draw_image(ax, im):
     elif hasattr(im, 'show') and not isinstance(im, Image.Image): im.show(ctx=ax)
     else: ax.imshow(im.permute(1,2,0) if isinstance(im, Tensor) and im.ndim==3 else im, cmap='gray')
 
-def _mistake_title(row, o):
-    where = f'row {row}' if 'filename' not in o else short_text(Path(str(o.filename)).name, 30)
-    return f'predicted {_wrap(o.predicted)} {o.confidence:.0%}\ntrue {_wrap(o.true)} {o.p_true:.0%}\n({where})'
+def _files(table):
+    "The file of each image, with its folder where two are called the same"
+    if 'filename' not in table: return [f'row {i}' for i in table.index]
+    files = [Path(str(o)) for o in table.filename]
+    n = Counter(o.name for o in files)
+    return [short_text('/'.join(o.parts[-2:]) if n[o.name]>1 else o.name, 30) for o in files]
+
+def _mistake_title(o, file):
+    return f'predicted {_wrap(o.predicted)} {o.confidence:.0%}\ntrue {_wrap(o.true)} {o.p_true:.0%}\n({file})'
 
 def plot_overconfident(
     images:list, # One per row of `table`: array (H,W) or (H,W,3), tensor (C,H,W), PIL image, or a text in its stead
@@ -214,8 +220,8 @@ def plot_overconfident(
     rows = -(-len(table)//cols)
     fig,axs = plt.subplots(rows, cols, figsize=(2.5*cols, 2.9*rows+.3), layout='constrained', squeeze=False)
     for ax in axs.flat: ax.set_axis_off()
-    for ax,im,(row,o) in zip(axs.flat, images, table.iterrows()):
+    for ax,im,file,(_,o) in zip(axs.flat, images, _files(table), table.iterrows()):
         _draw_image(ax, im)
-        ax.set_title(_mistake_title(row, o), fontsize=8)
+        ax.set_title(_mistake_title(o, file), fontsize=8)
     fig.suptitle(title, fontsize=11)
     return fig

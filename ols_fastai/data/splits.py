@@ -281,7 +281,7 @@ def split_by_group(
     codes = _draw_splits(_Groups(groups, labels), shares, seed)[groups]
     if not codes.any():
         raise ValueError(f"by whole {group}s, of which there are {groups.max()+1}, all images go to training, where "
-                         "every class must stay: is that the right column?")
+                         f"every class must stay: does the column, or the pattern, tell one {group} from another?")
     _warn_of_shares(codes, shares, group)
     out = df.reset_index(drop=True).assign(split=np.array(SPLITS, dtype=object)[codes])
     warn_of_lacking(out)
