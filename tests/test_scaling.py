@@ -1,5 +1,5 @@
 "Calibration after training: the fits against slow ones, and what survives saving, exporting and fitting again."
-import importlib, subprocess, sys, warnings
+import importlib, shutil, subprocess, sys, warnings
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -509,7 +509,46 @@ def test_a_loaded_network_knows_the_images_of_its_training(tmp_path):
     assert settings['callbacks']=='OLSCallback(alpha=0.25), Calibrate' and settings['largest learning rate']==.1
     assert settings['epochs asked of the last fit']==1 and settings['parameters']==386
     again = Learner(dls, CalibratedModel(nn.Sequential(nn.Flatten(), nn.Linear(192, 2))), loss_func=CrossEntropyLossFlat(), path=tmp_path)
-    again.load('a'); assert len(again.model.train_ids)==20
+    again.load('a'); assert len(again.model.train_ids)==40   # paths and contents
+    # copies elsewhere are known by what they hold
+    shutil.copytree(folder, tmp_path/'copies')
+    copies = train.assign(filename=[str(tmp_path/'copies'/o) for o in train.filename])
+    new = load_learner(tmp_path/'a.pkl')
+    with new.no_bar(), pytest.raises(ValueError, match='trained on images of this loader'): calibrate(new, dl=copies)
+    with new.no_bar(), pytest.warns(UserWarning, match='trained on 20 of these 20 images'): CalibrationInterpretation.from_learner(new, dl=copies)
+
+def test_a_training_file_that_is_gone_does_not_hinder_a_calibration(tmp_path):
+    for i in range(30): Image.fromarray(np.random.default_rng(i).integers(0, 255, (8,8), np.uint8)).save(tmp_path/f'{i}.png')
+    df = pd.DataFrame(dict(filename=[f'{i}.png' for i in range(30)], label=list('ab')*15, split=['train']*20+['valid']*10))
+    learn = Learner(image_dls(df, root=tmp_path, size=8, bs=5), nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), loss_func=CrossEntropyLossFlat())
+    (tmp_path/'0.png').unlink()
+    with learn.no_bar(), learn.no_logging(): calibrate(learn)
+    assert learn.model.kind=='temperature' and len(learn.model.train_ids)==20   # paths alone
+
+def test_weights_without_a_scaling_say_that_it_is_gone(tmp_path):
+    learn = toy_learner(); learn.path = tmp_path
+    learn.save('bare')
+    calibrate(learn)
+    with pytest.warns(UserWarning, match='not calibrated any more'): learn.load('bare')
+    assert learn.model.kind is None
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not calibrated any more')
+        learn.load('bare')
+
+def test_patients_of_the_calibration_are_known_while_it_is_at_hand(tmp_path):
+    "Among those that are judged they are said; an exported file has no names"
+    learn,df = frame_learner()
+    block = DataBlock(blocks=(TransformBlock,CategoryBlock), get_x=as_point, get_y=ColReader('label'), splitter=by_split)
+    df = df.assign(patient=[f'p{i//3}' for i in range(len(df))])
+    learn = Learner(block.dataloaders(df, bs=30, num_workers=0, device='cpu'), toy_model(), loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    with learn.no_bar():
+        rest = df.assign(patient=[f'q{i//3}' for i in range(len(df))])
+        calibrate(learn, dl=rest.iloc[::2], allow_overlap=True)
+        assert learn.model.patients=={f'q{i//3}' for i in range(0, len(df), 2)}
+        with pytest.warns(UserWarning, match='judged on images of .* patients who are in its calibration too, such as q'):
+            CalibrationInterpretation.from_learner(learn, dl=rest.iloc[1::2])
+        learn.export('a.pkl')
+    assert load_learner(tmp_path/'a.pkl').model.patients==frozenset() and b'q12' not in (tmp_path/'a.pkl').read_bytes()
 
 def test_what_can_not_be_judged_is_said_before_the_network_runs():
     learn = with_test()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CalibratedModel', 'training_ids', 'trained_on', 'put_scaling', 'bare_network', 'check_not_calibrated_on',
-           'refuse_calibration_images', 'warn_of_patients', 'forget_images', 'describe_scaling', 'describe_learner',
-           'judged_loader']
+           'refuse_calibration_images', 'patients_of', 'warn_of_patients', 'forget_images', 'describe_scaling',
+           'describe_learner', 'expected_shares', 'judged_loader']
 
 # %% ../../nbs/56_calibration.calibrated.ipynb #cfa9c0bf
 import warnings
@@ -15,7 +15,7 @@ from fastai.basics import *
 from ..core import some_names
 from ..data.identity import *
 from ..data.items import loader_table
-from ..data.loaders import with_whole_paths
+from ..data.loaders import trained_shares, with_whole_paths
 from ..data.tables import patient_ids
 from .temperature import scale_logits
 
@@ -38,6 +38,7 @@ class CalibratedModel(nn.Module):
         super().__init__()
         for k in self._own: self.register_buffer(k, None)  # before the network, which may have a `bias` too
         self.model = model
+        self.patients = frozenset()
         self.set_scaling(used, **scaling)
         self.train_ids = torch.as_tensor(np.asarray(train_ids), dtype=torch.int64, device=self.used.device).clone()
 
@@ -52,6 +53,7 @@ class CalibratedModel(nn.Module):
         z = self.model(*args, **kwargs).float()
         return scale_logits(z, self.scale, self.entropy, self.matrix, self.bias, self.eps)
 
+    def __getstate__(self): return {**self.__dict__, 'patients': frozenset()}  # an exported file has no names of people
     def __getattr__(self, k):
         try: return super().__getattr__(k)
         except AttributeError:
@@ -110,12 +112,13 @@ def _orig_mod(self:CalibratedModel):
 @patch
 def load_state_dict(self:CalibratedModel, state_dict, *args, **kwargs):
     "Load weights with their scaling, or those of the bare network with none"
-    own = set(self._own)
+    own,was_scaled = set(self._own),self.is_scaled
     if own-set(state_dict)=={'train_ids'}: state_dict = {**state_dict, 'train_ids': self.used.new_empty(0)}  # of before
     if not own<=set(state_dict) or not all(k in own or k.startswith('model.') for k in state_dict):
         out = self.model.load_state_dict(state_dict, *args, **kwargs)
         self.set_scaling()
         self.train_ids = self.train_ids[:0].clone()
+        if was_scaled: warnings.warn("these weights come without a scaling: the network is not calibrated any more")
         return out
     # the sizes are those of the file: another kind of scaling, and as many images as there were
     for k in own: setattr(self, k, torch.empty_like(state_dict[k], device=self.scale.device))
@@ -141,16 +144,22 @@ def _is_known(ds):
 
 def _train_dl(learn): return learn.dls.train if len(learn.dls.loaders) and len(learn.dls.train.dataset) else None
 
+def _ids(train, contents):
+    "`item_ids` with the contents of some files; without, where one of these can't be read"
+    try: return item_ids(train, content=contents)
+    except OSError: return item_ids(train, content=0)
+
 def training_ids(
-    learn:Learner # Trained, or loaded from a file
-)->np.ndarray: # (m,) hashes of files' paths, or of values where they are no files
+    learn:Learner, # Trained, or loaded from a file
+    contents:int=0 # How many files to know by what they hold, too, wherever they lie
+)->np.ndarray: # (m,) hashes of files' paths, and contents, or of values where they are no files
     "What is known of the training images: those of the loader, and of a calibrated network also those of before"
     model,train,known = get_model(learn.model),_train_dl(learn),np.zeros(0, np.int64)
     # an export of an earlier version has none
     if isinstance(model, CalibratedModel) and 'train_ids' in model._buffers: known = model.train_ids.cpu().numpy()
     if train is None or not _is_known(train.dataset): return known
-    content,path = item_ids(train, content=False).T
-    return np.union1d(known, np.where(path==0, content, path))
+    ids = _ids(train, contents).ravel()
+    return np.union1d(known, ids[ids!=0])
 
 def trained_on(
     learn:Learner, # Loaded from a file it knows them if it was calibrated
@@ -171,11 +180,13 @@ def _bare(model): return model.model if isinstance(model, CalibratedModel) else 
 def put_scaling(
     learn:Learner, # Calibrated or not
     used=(), # (n,2) `item_ids` of the images that the scaling was fitted to
+    patients=(), # Whose images they are, where that is known
     **scaling # Settings of `scale_logits`
 ):
     "Put a scaling behind the learner's network, in the place of an earlier one"
-    known = training_ids(learn)
+    known = training_ids(learn, contents=200)  # copies elsewhere are told by these
     learn.model = CalibratedModel(_bare(learn.model), used, known, **scaling)
+    learn.model.patients = frozenset(patients)
 
 @contextmanager
 def bare_network(
@@ -200,23 +211,34 @@ def check_not_calibrated_on(
     what:str='this loader' # What to call it in the error
 ):
     "Raise `ValueError` if the learner's network was calibrated on images of `dl`; warn if few look like one by chance"
-    same,much = trained_on(learn, dl)
+    ids = item_ids(dl, content=isinstance(get_model(learn.model), CalibratedModel))
+    same,much = trained_on(learn, dl, ids)
     if much:
         warnings.warn(f"the network was trained on {int(same.sum())} of these {len(same)} images, and on those it "
                       "looks better than it is: judge on others")
-    refuse_calibration_images(learn, dl, what)
+    refuse_calibration_images(learn, dl, what, ids)
 
 def refuse_calibration_images(
     learn:Learner, # Calibrated or not
     dl:DataLoader, # On which it shall be judged
-    what:str='this loader' # What to call it in the error
+    what:str='this loader', # What to call it in the error
+    ids=None # (N,2) `item_ids` of its images, if they are known
 ):
     "As `check_not_calibrated_on`, without a look at the training images"
-    found = _calibration_images(learn, dl, 'its', f'{what}: ')
+    found = _calibration_images(learn, dl, 'its', f'{what}: ', ids)
     if not found: return
     raise ValueError(f"{found} calibrated this network. Judged on them it would look better than it is: judge on "
                      "others (dl=learn.dls.test_dl(items, with_labels=True)), or calibrate on others (dl=). "
                      "If they only look the same, allow it by forget_images(learn)")
+
+def patients_of(
+    dl:DataLoader, # Any loader
+    patient:str, # Column of its table
+    rows=slice(None) # Of which images
+)->set: # Empty where they are not known
+    "Whose images a loader has"
+    t = loader_table(dl)
+    return set() if t is None or patient not in t else set(patient_ids(t[patient].iloc[rows]))-{''}
 
 def warn_of_patients(
     learn:Learner, # Trained
@@ -224,13 +246,14 @@ def warn_of_patients(
     patient:str, # Column of the loaders' tables
     what:str='calibrated' # Or 'judged', 'given sets': what is done on its images
 ):
-    "Warn where the training, or of what comes after calibration the validation, has the same patients' images"
-    def of(o):
-        t = loader_table(o)
-        return set() if t is None or patient not in t else set(patient_ids(t[patient]))-{''}
-    mine,names = of(dl),('training',) if what=='calibrated' else ('training','validation')
-    for name,o in zip(names, learn.dls.loaders):
-        both = set() if o.dataset is dl.dataset else mine&of(o)
+    "Warn where images of the same patients trained the network, or, if it is done with that, calibrated or chose it"
+    mine,others = patients_of(dl, patient),zip(('training','validation'), learn.dls.loaders)
+    known = {name: patients_of(o, patient) for name,o in others if o.dataset is not dl.dataset}
+    model = get_model(learn.model)
+    if isinstance(model, CalibratedModel): known['calibration'] = getattr(model, 'patients', set())
+    if what=='calibrated': known = {k: v for k,v in known.items() if k=='training'}
+    for name,theirs in known.items():
+        both = mine&theirs
         if not both: continue
         warnings.warn(f"the network is {what} on images of {len(both)} patients who are in its {name} too, such as "
                       f"{min(both)}: it knows those better than new patients. Split by patient: split_by_group")
@@ -289,6 +312,17 @@ def describe_learner(
         out |= {'optimiser': getattr(opt, '__name__', str(opt)), 'weight decay': learn.opt.hypers[-1].get('wd'),
                 'epochs asked of the last fit': learn.n_epoch}
     return out | getattr(learn, 'last_fit', {})
+
+def expected_shares(
+    learn:Learner # Trained; loaded from a file it knows them if it was calibrated
+)->np.ndarray|None: # (K,) shares, or None where nobody knows
+    "How frequent the classes are by the network's probabilities: as in its training, or as `adapt_learner` was told"
+    shares,model = trained_shares(learn.dls),get_model(learn.model)
+    if shares is None: shares = getattr(learn, 'trained_shares', None)
+    if shares is None or not isinstance(model, CalibratedModel) or model.kind!=_adapted: return shares
+    shares = np.asarray(shares)*model.bias.exp().cpu().double().numpy()
+    return shares/shares.sum()
+
 
 # %% ../../nbs/56_calibration.calibrated.ipynb #6d073fdc
 def _check_has_labels(dl):

@@ -136,7 +136,7 @@ def predict_table(self:SetLearner,
 def _reading_error(self:SetLearner, fn):
     "What reading a file raises, or ''"
     try: self.dls.test_dl([fn], num_workers=0, bs=1).one_batch()
-    except (OSError,ValueError) as e: return str(e)
+    except (OSError,ValueError,UserWarning) as e: return str(e)  # a warning that was made an error
     except (AssertionError,TypeError): return _no_image(fn)
     return ''
 
@@ -145,7 +145,7 @@ def _table_with_errors(self:SetLearner, files, **kwargs):
     if isinstance(files, (DataLoader,pd.DataFrame)): raise ValueError("on_error='row' is for a list of paths")
     files = list(files)
     try: return self.predict_table(files, **kwargs).assign(filename=list(map(str, files)), error='')
-    except (OSError,ValueError,IndexError,AssertionError,TypeError): pass  # one by one, then
+    except (OSError,ValueError,IndexError,AssertionError,TypeError,UserWarning): pass  # one by one, then
     errors = [self._reading_error(o) for o in files]
     good = [o for o,e in zip(files, errors) if not e]
     table = self.predict_table(good, **kwargs)
@@ -206,7 +206,7 @@ def _patients(dl, column):
     df = loader_table(dl)
     return None if df is None or column not in df else patient_codes(df[column], len(df))
 
-def _calibrate_rows(learn, dl, ids, patients, rows):
+def _calibrate_rows(learn, dl, ids, patients, rows, patient):
     "Put a scaling of the same kind, fitted to some rows of the loader, into `learn.model`"
     model = get_model(learn.model)
     if isinstance(model, CalibratedModel) and model.kind==_adapted:
@@ -215,15 +215,15 @@ def _calibrate_rows(learn, dl, ids, patients, rows):
     kind = model.kind if isinstance(model, CalibratedModel) and model.kind in KINDS else 'temperature'
     with bare_network(learn): z,y = _outputs(learn, dl)
     groups = None if patients is None else patients[rows]
-    put_scaling(learn, ids[rows], **fit_scaling(z[rows], y[rows], kind, groups=groups))
+    put_scaling(learn, ids[rows], patients_of(dl, patient, rows), **fit_scaling(z[rows], y[rows], kind, groups=groups))
 
 # %% ../../nbs/75_calibration.clinic.ipynb #60e504a3
-def _make_sets(learn, dl, halve, patients, ids, seed, **kwargs):
+def _make_sets(learn, dl, halve, patient, ids, seed, **kwargs):
     "Sets of the loader's images, or of half of them, the others of which calibrate the network again"
-    rows = np.arange(len(ids))
+    rows,patients = np.arange(len(ids)),_patients(dl, patient)
     if halve:
         others,rows = _halve(patients, len(ids), seed)
-        _calibrate_rows(learn, dl, ids, patients, others)
+        _calibrate_rows(learn, dl, ids, patients, others, patient)
         if hasattr(learn, 'progress') and not rank_distrib():  # not within no_bar
             print(f'Calibrated again, before the sets are made: {get_model(learn.model).extra_repr()}')
     else: _check_not_scaled_on(learn, dl, ids)
@@ -258,9 +258,9 @@ def add_sets(
     _check_vocab(learn, dl)
     ids = item_ids(dl)
     _check_not_trained_on(learn, dl, ids, allow_overlap)
-    warn_of_patients(learn, dl, patient, 'given sets')
+    warn_of_patients(learn, dl, patient, 'calibrated' if halve else 'given sets')
     settings = dict(miscoverage=miscoverage, kind=kind, by=by, seed=seed, **kwargs)
-    try: sets = _make_sets(learn, dl, halve, _patients(dl, patient), ids, **settings)
+    try: sets = _make_sets(learn, dl, halve, patient, ids, **settings)
     except Exception:
         learn.model = model
         raise

@@ -17,7 +17,6 @@ from ..core import did_you_mean, predict_alone
 from .page import readable
 from ..data.tables import patient_columns, patient_ids
 from ..data.items import loader_table
-from ..data.loaders import trained_shares
 from .calibrated import *
 from .calibrated import _check_vocab
 from .metrics import *
@@ -218,7 +217,7 @@ class CalibrationInterpretation(ClassificationInterpretation):
         "What may change with the learner later"
         self.settings,self._state,self.soft_labels,self.trained = {},None,None,None
         if learn is None: return
-        if not self.multi_label: self.trained = trained_shares(learn.dls)
+        if not self.multi_label: self.trained = expected_shares(learn)
         self.settings,self._state = describe_learner(learn),_learner_state(learn)
         if hasattr(learn, 'soft_labels'): self.soft_labels = learn.soft_labels.S.detach().cpu().clone()
 

@@ -11,6 +11,7 @@ from fastai.basics import *
 from ..core import package_versions
 from .page import *
 from .resampling import *
+from .calibrated import _adapted
 from .sections import *
 
 # %% ../../nbs/73_calibration.paper_sections.ipynb #05181c3a
@@ -75,14 +76,16 @@ def _prevalence(R):
     k = first(R.runs, lambda k: R.known.get(k, {}).get('trained') is not None)
     if k is None or R.multi_label: return []
     if len(R.first.preds if R.patients is None else set(R.patients))<30: return []  # too few to tell shares by
-    rows = _other_shares(R, R.known[k]['trained'])
+    rows,there = _other_shares(R, R.known[k]['trained']),f'in the training of {k}'
+    adapted = R.known[k].get('settings', {}).get('calibrated', '').startswith(_adapted)
+    if adapted: there = f'in the shares that {k} was adapted to'
     if not rows:
-        return [paragraph(f'No class is more or less frequent here than in the training of {k}, beyond chance.')]
+        return [paragraph(f'No class is more or less frequent here than {there}, beyond chance.')]
     worst = sorted(rows.items(), key=lambda o: -abs(o[1][0]-o[1][1]))[:5]
     examples = '; '.join(f'{o}: {percent_text(a)} here, {percent_text(b)} there' for o,(a,b) in worst)
-    return [paragraph(f'{len(rows)} of {len(R.vocab)} classes are more or less frequent here than in the training of '
-                      f'{k} ({examples}). Its probabilities carry those frequencies along. Where images of one class '
-                      'look the same in both places, adapt_priors of ols_fastai corrects them.', 'note')]
+    return [paragraph(f'{len(rows)} of {len(R.vocab)} classes are more or less frequent here than {there} '
+                      f'({examples}). Its probabilities carry those frequencies along. Where images of one class '
+                      'look the same in both places, adapt_learner of ols_fastai puts others in their place.', 'note')]
 
 @page_section('Data')
 @page_section('Data', findings=True)

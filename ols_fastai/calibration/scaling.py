@@ -155,7 +155,7 @@ def _calibrate(learn, dl, kind, prior, allow_overlap, patient, inner=False):
     if z.shape!=y.shape and kind in ('structured','matrix'): _warn_of_few_images(learn, y, z.shape[1], kind)
     if z.shape==y.shape: scaling = fit_finding_scaling(z, y, kind, prior)
     else: scaling = fit_scaling(z, y, kind, prior, _column(dl, patient))
-    put_scaling(learn, ids, **scaling)
+    put_scaling(learn, ids, patients_of(dl, patient), **scaling)
     shares = trained_shares(learn.dls)
     if shares is not None: learn.trained_shares = shares.tolist()  # for `adapt_learner` of an exported one
     return learn
@@ -331,7 +331,7 @@ def cross_calibrate(
     order = np.argsort(np.argsort(folds, kind='stable'), kind='stable')  # from fold after fold to the table's order
     z,y = (torch.cat(o)[order] for o in zip(*outputs))
     T,rho = fit_noisy_temperature(z, y, prior)
-    put_scaling(learn, item_ids(learn.dls.train), scale=1/T)
+    put_scaling(learn, item_ids(learn.dls.train), patients_of(learn.dls.train, group), scale=1/T)
     return CrossCalibration(T, rho, z, y, folds, learners)
 
 # %% ../../nbs/57_calibration.scaling.ipynb #c58b8a23
@@ -437,5 +437,5 @@ def adapt_learner(
     target,trained = (_in_order(o, learn.dls) for o in (target,trained))
     K = len(trained)
     bias = (_shares(target, K, 'target')/_shares(trained, K, 'trained')).log()
-    put_scaling(learn, model.used.cpu().numpy(), scale=model.scale, bias=bias)
+    put_scaling(learn, model.used.cpu().numpy(), model.patients, scale=model.scale, bias=bias)
     return learn
