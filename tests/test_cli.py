@@ -1,5 +1,5 @@
 "The command `ols_compare` as it is started: help at once, one line for a mistake, Ctrl-C, files of every name, edited methods."
-import os, re, resource, signal, subprocess, sys
+import os, re, resource, shutil, signal, subprocess, sys
 import cv2, numpy as np, pandas as pd, pytest
 from ols_fastai import __version__
 from forked import run_forked
@@ -103,6 +103,13 @@ def test_a_folder_is_divided_as_asked(tmp_path):
     (tmp_path/'divided').mkdir()
     for o in ('train','valid','test'): make_tree(tmp_path/'divided'/o)
     r = command('--folder',tmp_path/'divided', *args[2:])
+    assert r.returncode==2 and 'has folders of splits: leave out --valid-share' in r.stderr, r.stderr
+    shutil.rmtree(tmp_path/'divided'/'valid')
+    r = command('--folder',tmp_path/'divided', *args[2:])
+    said = re.search(r'folder: (\d+) images for train, (\d+) images for valid, (\d+) images for test', r.stdout)
+    n = len(list((tmp_path/'divided'/'train').rglob('*.png')))
+    assert r.returncode==0 and int(said[1])+int(said[2])==n and abs(int(said[2])-n/4)<=2, r.stdout+r.stderr
+    r = command('--folder',tmp_path/'divided', *args[2:], '--test-share','.2')
     assert r.returncode==2 and 'has folders of splits: leave out --valid-share' in r.stderr, r.stderr
 
 def test_a_pattern_that_finds_too_few_patients_is_said(tmp_path):

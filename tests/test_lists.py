@@ -185,6 +185,18 @@ def test_folder_tree_with_splits(tmp_path):
     (tmp_path/'extra').mkdir()
     with pytest.raises(ValueError, match='extra, which is none'): read_folder(tmp_path)
 
+def test_validation_is_drawn_from_training_where_folders_are_train_and_test(tmp_path):
+    for i,o in enumerate(f'train/{c}/{c}{j//3}_{j%3}.png' for c in 'ab' for j in range(30)): picture(tmp_path/o, i)
+    for i,o in enumerate(['test/a/x_1.png','test/b/y_2.png']): picture(tmp_path/o, 99+i)
+    df = read_folder(tmp_path, patient_from='([^_]+)_')
+    assert df['split'].value_counts().to_dict()=={'train': 60, 'test': 2}
+    new = split_by_group(df)
+    assert new.drop(columns='split').equals(df.drop(columns='split')) and new.attrs==df.attrs
+    assert (new['split']=='test').equals(df['split']=='test') and (new['split']=='valid').sum()==6
+    assert new.groupby('patient')['split'].nunique().max()==1
+    shutil.rmtree(tmp_path/'test')
+    with pytest.raises(ValueError, match='needs the folders train and valid, or train and test'): read_folder(tmp_path)
+
 def people(n=600, n_people=90, seed=0):
     rng = np.random.default_rng(seed)
     p = rng.integers(0, n_people, n)

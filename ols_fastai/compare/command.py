@@ -106,9 +106,10 @@ def _split_folder(a, console):
     "The table of a folder tree, split if the tree is not"
     df = read_folder(a.folder, **_said(a, 'patient_from'), ignore=_inside(a.out, a.folder))
     shares = {o.removesuffix('_share'): v for o,v in _said(a, 'valid_share', 'test_share').items()}
-    if 'split' in df:
-        if shares: raise ValueError(f"{a.folder} has folders of splits: leave out --valid-share and --test-share")
-    else:
+    there = set(df['split']) if 'split' in df else set()
+    if shares and 'valid' in there or 'test' in shares and there:
+        raise ValueError(f"{a.folder} has folders of splits: leave out --valid-share and --test-share")
+    if 'valid' not in there:
         group = 'patient' if 'patient' in df else 'filename'
         df = split_by_group(df, group, **shares)
         if group=='filename': _say(console, f"folder: {_no_patients.format(a.folder)}")

@@ -118,8 +118,8 @@ def _find_split_folders(root, tops):
     others = [o for o in tops if o not in found]
     if found and others:
         raise ValueError(f"{root} has the folders {', '.join(found)} of splits and {others[0]}, which is none")
-    if found and not {'train','valid'}<=set(found.values()):
-        raise ValueError(f"{root} has {', '.join(found)} and needs the folders train and valid")
+    if found and ('train' not in found.values() or len(found)<2):
+        raise ValueError(f"{root} has {', '.join(found)} and needs the folders train and valid, or train and test")
     return found
 
 # %% ../../nbs/16_data.folders.ipynb #4fd74ac2

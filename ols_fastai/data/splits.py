@@ -270,12 +270,19 @@ def split_by_group(
     test:float=.1, # And for test; 0 for none
     seed:int=42 # Of the draw
 )->pd.DataFrame: # `df` with the column `split`, its rows numbered from 0
-    """Split by patients or other groups, as near to the shares as whole groups allow, of each class.
+    """Split by patients or other groups, as near to the shares as whole groups allow, of each class. A table that has
+    the splits train and test keeps its test images, and validation is drawn from train's.
 
     Every class stays in training. Raises `ValueError` for a row without a group, and where all go to training;
     warns where the shares can't be had"""
     if not (valid>0 and test>=0 and valid+test<1):
         raise ValueError(f"valid and test are shares that leave something to training, got {valid} and {test}")
+    if 'split' in df and set(df['split'])=={'train','test'}:
+        of_train = (df['split']=='train').to_numpy()
+        drawn = split_by_group(df[of_train].drop(columns='split'), group, valid, 0, seed)
+        out = df.reset_index(drop=True).astype({'split': object})
+        out.loc[of_train,'split'] = drawn['split'].to_numpy()
+        return out
     clean,shares = clean_table(df, None),np.array([1-valid-test, valid, test])
     groups,labels = pd.factorize(_group_ids(clean, group, np.count_nonzero(shares)))[0],pd.factorize(clean['label'])[0]
     codes = _draw_splits(_Groups(groups, labels), shares, seed)[groups]
