@@ -1,5 +1,5 @@
 "A learner with its sets: coverage, export, refusal after a change, and one answer however an image is asked about."
-import shutil, subprocess, sys, warnings
+import re, shutil, subprocess, sys, warnings
 import cv2, numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from copy import deepcopy
@@ -515,6 +515,25 @@ def test_a_folder_of_another_site_is_read_there_and_not_in_the_trainings(tmp_pat
         with pytest.raises(ValueError, match='take the shares'): add_sets(served, dl=there, halve=True)
         assert served.model.kind=='temperature and shares'
         with pytest.warns(UserWarning, match='shares of adapt_learner away'): calibrate(served, dl=there)
+
+def test_the_report_has_the_sets_that_the_learner_gives(files, tmp_path):
+    "Of all images, and of each class; as `coverage` counts them"
+    learn = add_sets(make_learner(files, Calibrate(), patients=True), halve=True, miscoverage=.4)
+    interp = CalibrationInterpretation.from_learner(learn, dl=learn.dls[2])
+    text = calibration_report({'net': interp}, tmp_path/'r.html', n=5).read_text().replace('\N{NO-BREAK SPACE}', ' ')
+    part = text[text.index('net: the sets that it gives, APS, which may miss 40 %'):]
+    rows = re.findall(r'<tr>(.*?)</tr>', part[:part.index('</table>')], re.S)[1:]
+    def cells(row): return [re.sub('<[^>]+>', '', o).strip() for o in re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row, re.S)]
+    want = pd.concat([learn.coverage(learn.dls[2]), learn.coverage(learn.dls[2], by='class')])
+    assert [cells(row)[0] for row in rows]==list(want.index)
+    for row,(_,o) in zip(map(cells, rows), want.iterrows()):
+        assert row[1]==f'{o.n:.0f}'
+        assert row[2].startswith(f'{100*o.coverage:.1f} % ({100*o.low:.1f} % to {100*o.high:.1f}')
+    assert 'No scaling: the validation images have calibrated' in text and 'no conformal sets' not in text
+    learn.model.model[2].weight.data += 1
+    interp = CalibrationInterpretation.from_learner(learn, dl=learn.dls[2])
+    text = calibration_report({'net': interp}, tmp_path/'r.html', n=5).read_text()
+    assert 'the sets that it gives' not in text and 'have changed' in text
 
 def test_a_warning_that_a_service_made_an_error_has_a_row(files, tmp_path):
     learn = add_sets(make_learner(files), miscoverage=.3)

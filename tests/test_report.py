@@ -662,6 +662,66 @@ def test_the_sure_predictions_are_told_after_the_temperature_too(tmp_path):
     page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, data={'predictions.csv': 'with T'}).read_text())
     assert 'unless one is named. The probabilities in predictions.csv are with it.' in page
 
+def three_sites(n=600, sure=3., seed=0):
+    "A network that is surer at one site than at the others, and its validation images"
+    g = torch.Generator().manual_seed(seed)
+    z = 2*torch.randn(2*n, 3, generator=g)
+    y = torch.multinomial(z.softmax(1), 1, generator=g)[:,0]
+    site = np.resize(['A','B','C'], n)
+    p = (z*torch.tensor(np.resize([sure,1.,1.], 2*n))[:,None]).softmax(1).float()
+    items = pd.DataFrame(dict(site=site, filename=[f'{i}.png' for i in range(n)]))
+    return dict(preds=p[n:], targs=y[n:], valid_preds=p[:n], valid_targs=y[:n], vocab=['cyst','mass','normal'], items=items)
+
+def test_groups_that_are_off_stand_in_the_summary_as_trained_and_scaled(tmp_path):
+    from ols_fastai.calibration.groups import calibration_by
+    r = three_sites()
+    page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, by='site').read_text())
+    T = fit_temperature(r['valid_preds'], r['valid_targs'])
+    after = calibration_by(apply_temperature(r['preds'], T), r['targs'], r['items'].site)
+    before = calibration_by(r['preds'], r['targs'], r['items'].site)
+    assert before.p_holm['A']<.05<before.p_holm.drop('A').min() and (after.p_holm<.05).all()
+    def named(t): return ', '.join(f'{k} ({100*v:+.1f} points)' for k,v in t.gap[t.p_holm<.05].items()).replace('-', '\N{MINUS SIGN}')
+    assert f'By site, off beyond chance: {named(before)}; with one temperature {named(after)}.' in page
+    assert 'Holm' in page[page.index('In brackets'):][:500]
+    shown = cells((tmp_path/'a.html').read_text(), 'net, with one temperature, by site')
+    assert shown['gap, points'].str.strip(' *').tolist()==[f'{100*v:+.1f}'.replace('-', '\N{MINUS SIGN}') for v in after.gap]
+    del r['valid_preds'],r['valid_targs']
+    page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, by='site').read_text())
+    assert f'By site, off beyond chance: {named(before)}. ' in page and 'with one temperature, by site' not in page
+    r['preds'] = three_sites(sure=1.)['preds']
+    assert 'By site, off beyond chance: none.' in plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, by='site').read_text())
+
+def test_a_class_that_is_made_of_others_is_pointed_out(tmp_path):
+    r = three_sites()
+    def said(*vocab):
+        page = plain(calibration_report({'net': dict(r, vocab=list(vocab))}, tmp_path/'a.html', n=5).read_text())
+        return re.findall(r'(\S+(?: and \S+)?) is a class of its own here: an image of it counts against ([^.]*)\.', page)
+    assert said('normal','nodule','Nodule+effusion')==[('Nodule+effusion','nodule')]
+    assert said('cyst','mass','cyst and mass')==[('cyst and mass','cyst, mass')]
+    assert not said('normal','nodule','nodule-effusion') and not said('a/b','c','d')
+
+def test_a_network_with_a_temperature_beside_one_without_is_said(tmp_path):
+    from ols_fastai.calibration.calibrated import CalibratedModel
+    learn = toy_learner()
+    with learn.no_bar():
+        bare = CalibrationInterpretation.from_learner(learn)
+        own = toy_learner()
+        own.model = CalibratedModel(learn.model, scale=.5)
+        own.model.used = torch.ones(3, 2).long(); own.model._note()
+        done = CalibrationInterpretation.from_learner(own)
+    page = plain(calibration_report({'bare': bare, 'done': done}, tmp_path/'a.html', n=5).read_text())
+    assert page.count('Only done of these networks was calibrated')==2
+    assert page.count('Only ')==2 and 'were calibrated' not in page
+    page = plain(calibration_report({'bare': bare, 'again': bare}, tmp_path/'a.html', n=5).read_text())
+    assert 'of these networks' not in page
+
+def test_a_network_without_validation_images_is_named_where_it_is_left_out(tmp_path):
+    r = three_sites()
+    alone = {k: v for k,v in r.items() if not k.startswith('valid')}
+    page = plain(calibration_report({'a': r, 'b': alone}, tmp_path/'a.html', n=5).read_text())
+    assert page.count('Not of b: no validation images are at hand that have not calibrated it.')==2
+    assert 'Not of' not in plain(calibration_report({'a': r, 'b': r}, tmp_path/'a.html', n=5).read_text())
+
 def test_sets_of_one_class_are_counted_and_how_many_of_them_are_right(tmp_path):
     r = dict(run(3., K=3), vocab=list('abc'))
     sets = ConformalSets(r['valid_preds'], r['valid_targs'], .1)(r['preds'])

@@ -6,7 +6,7 @@
 __all__ = ['short_interval']
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #c1a55e02
-import math
+import math, re
 import numpy as np, pandas as pd
 from fastai.basics import *
 from ..core import some_names
@@ -39,7 +39,7 @@ def _group_rows(R, k, by, t):
 
 def _predicted_table(R, k, title, r, n=10):
     "Of the predicted classes with 10 images and more, if any have"
-    t = predicted_gaps(R, k, r)
+    t = gaps_by(R, k, r)
     few = t['count']<10
     if few.all(): few[:] = False
     shown = t[~few].sort_values('star', key=lambda o: o!=' *', kind='stable').head(n)
@@ -55,9 +55,12 @@ def _predicted_tables(R, k, o):
     if scaled_of(R, k): out.append(_predicted_table(R, k, f'{k}, with one temperature', scaled_of(R, k).judged))
     return out
 
-def _group_table(R, by, k, o):
-    t = with_stars(o.calibration_by(by, groups=_groups_of(R)), R.unit)
-    return table(_group_rows(R, k, by, t.head(30)), f'{k}, by {by}', by)
+def _group_tables(R, by, k, o):
+    "As trained, and with one temperature"
+    each = {k: o.resamples(**R.resampling)}
+    if scaled_of(R, k): each[f'{k}, with one temperature'] = scaled_of(R, k).judged
+    return [table(_group_rows(R, k, by, gaps_by(R, k, r, by).head(30)), f'{title}, by {by}', by)
+            for title,r in each.items()]
 
 def _group_figure(R, by):
     k,o = R.best,R.runs[R.best]
@@ -68,7 +71,7 @@ def _group_figure(R, by):
 def _groups(R):
     blocks = attempt_each(R, 'by predicted class', partial(_predicted_tables, R))
     for by in R.by:
-        blocks += attempt_each(R, f'by {by}', partial(_group_table, R, by))
+        blocks += attempt_each(R, f'by {by}', partial(_group_tables, R, by))
         blocks += attempt(f'reliability by {by}', lambda: _group_figure(R, by), R.missing)
     return [paragraph('Of all images that a network gives to a class, or that belong to a group: mean confidence, '
                       'accuracy, the gap between them, and how large a gap chance alone makes in 95 of 100. * marks a '
@@ -126,6 +129,18 @@ def _each_difference(R):
     return [b for pair in R.pairs for b in attempt(f"{' minus '.join(pair)}, class by class",
                                                    partial(_class_differences, R, *pair), R.missing)]
 
+def _made_of_others(R):
+    "A notice where a class is named by several others, or by one of them and more"
+    names = {o.casefold().strip(): o for o in R.vocab}
+    for o in R.vocab:
+        parts = re.split(r'\s*[+&,;/|]\s*|\s+and\s+|_and_', o.casefold().strip())
+        inside = [names[p] for p in parts if p in names]
+        if len(parts)<2 or not inside: continue
+        return [paragraph(f'{o} is a class of its own here: an image of it counts against {some_names(inside, 3)}. If '
+                          'findings may occur together, judge each by itself: add up the probabilities of the classes '
+                          'that have it (tutorial multi_label).', 'note')]
+    return []
+
 @page_section('One class at a time')
 def _classes(R):
     shown = R.drawn if len(R.vocab)<=_few else {k: R.runs[k] for k in list(R.losses)[:2]}
@@ -134,6 +149,7 @@ def _classes(R):
         rest += ' All classes are equally frequent here: with other shares PPV, AUPRC, O/E and the intercept differ.'
     return [paragraph(f'Positive are the images of the class; predicted positive those of which it is the most '
                       f'probable class. Intervals are of each class by itself: of twenty, one will miss.{rest}'),
+            *([] if R.multi_label else _made_of_others(R)),
             *attempt_each(R, 'class by class', partial(_class_rows, R), shown), *_thresholds_of_few(R), *_yes_or_no(R),
             *_each_difference(R),
             bullets(f'{k}: {CLASS_MEASURES[k]}' for k in _shown)]

@@ -23,9 +23,25 @@ from .networks import *
 from .sections import *
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #6ff3e29c
+def _groups_off(R, k, by, most=3):
+    "The groups of a column whose gap is significant, as trained and with one temperature, in words"
+    each = {'': R.runs[k].resamples(**R.resampling)}
+    if scaled_of(R, k): each['with one temperature '] = scaled_of(R, k).judged
+    said = []
+    for when,r in each.items():
+        t = gaps_by(R, k, r, by)
+        off = t[t.star==' *']
+        named = [f"{name} ({number_text(100*v, 'points', True)} points)" for name,v in off.gap.items()]
+        said.append(when+(some_names(named, most) if named else 'none'))
+    return f"By {by}, off beyond chance: {'; '.join(said)}."
+
+def _each_group_off(R, k):
+    "A line for each column that was asked for"
+    return '\n'.join(_once_scaled(R, k, lambda R, k: _groups_off(R, k, by)) for by in R.by)
+
 def _classes_off(R, k, r, when='', most=3):
     "The predicted classes whose gap is significant, in words"
-    t = predicted_gaps(R, k, r)
+    t = gaps_by(R, k, r)
     few = t.index[t.star==' †']
     if len(few)==len(t): return f' No predicted class has 10 {R.unit} to be judged by.'
     off = t[t.star==' *']
@@ -103,7 +119,8 @@ def _verdict(R, name, o):
     mean = f'{name}: mean confidence {conf}, accuracy {acc}: {_gap_text(gap)}.'
     calibrated = f" It was calibrated after the training: {o.settings['calibrated']}." if is_calibrated(o) else ''
     rest = _once_scaled(R, name, _scaled_gap) or _classes_off(R, name, o.resamples(**R.resampling))
-    said = [mean, _worth_nothing(R, name, o), _of_the_sure(R, o.stats)+calibrated, rest, _least_found(R, o)]
+    said = [mean, _worth_nothing(R, name, o), _of_the_sure(R, o.stats)+calibrated, rest, _each_group_off(R, name),
+            _least_found(R, o)]
     return '\n'.join(o.strip() for o in said if o)
 
 def _nll_difference(R, k, level):
@@ -175,6 +192,14 @@ def _worth_nothing(R, name, o):
     if (guess==guess[0]).all(): said += f' It says {R.vocab[int(guess[0])]} of every image.'
     return said
 
+def _unequal(R):
+    "That some networks have a temperature and others have not"
+    with_it = [k for k,o in R.runs.items() if is_calibrated(o)]
+    if not 0<len(with_it)<len(R.runs): return ''
+    was = 'was' if len(with_it)==1 else 'were'
+    return (f' Only {some_names(with_it, 3)} of these networks {was} calibrated: part of the difference may be that, '
+            'so calibrate all of them before you choose one.')
+
 def _best_of(R):
     "Whose probabilities are the best, scaled if all are, and as trained"
     if _few_mistakes(R): return [paragraph('Too few images with a mistake to tell whose probabilities are the best.')]
@@ -184,8 +209,8 @@ def _best_of(R):
     if R.all_scaled: said += f'{how}, {_lowest(R)}. As trained, '
     said += f'{_lowest(replace(R, known={}, scaled={}))}.'
     if len(R.runs)>2: said += f' Intervals hold 95 % together, for {math.comb(len(R.runs), 2)} pairs of networks.'
-    return [paragraph(f'{said} This is about these trained networks and these images; another training of the same '
-                      'kind may come out otherwise, and who errs least stands under Measures.')]
+    return [paragraph(f'{said}{_unequal(R)} This is about these trained networks and these images; another training '
+                      'of the same kind may come out otherwise, and who errs least stands under Measures.')]
 
 def _few_mistakes(R, least=10):
     "A note on networks with so few mistakes that intervals and tests don't hold what they say"
@@ -224,7 +249,9 @@ def _summary(R):
             *(attempt('the lowest NLL', lambda: _best_of(R), R.missing) if len(R.runs)>1 else []),
             paragraph(f'In brackets, here and below: 95 % intervals by {R.unit}: of shares such as the accuracy '
                       f'Wilson\'s, of single classes by formula (DeLong for AUROCs), of other measures by {R.n:,} '
-                      f'bootstrap resamples, seed {R.seed}.{independence(R)}{_without_miss(R)}{patients_seen(R)} '
+                      f'bootstrap resamples, seed {R.seed}. Classes and groups are off beyond chance where they are '
+                      f'so after Holm\'s correction for their number.{independence(R)}{_without_miss(R)}'
+                      f'{patients_seen(R)} '
                       f'{_judged_how(R)}')]
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #f341d7ea
@@ -285,7 +312,8 @@ def _measures(R):
                   'high (above 0) or too low on average. The second '
                   '(Spiegelhalter) sees confidence that is too far from one half (above 0) or too near, in either '
                   'direction. The third compares the Brier score with what the probabilities promise: above 0 they '
-                  'are too extreme.'),
+                  'are too extreme. A test asks what a calibrated network would show, an interval what this one '
+                  'may: where they disagree, it is on the edge of chance.'),
         bullets(f'{_report_names.get(k, k)}: {v}' for k,v in MEASURES.items())]
 
 # %% ../../nbs/68_calibration.measure_sections.ipynb #f0838bd4
@@ -303,7 +331,8 @@ def _differences(R):
     return [paragraph('One network minus another, judged on the same images, so that what is hard for both cancels '
                       f'out. {_better(R)} * marks an interval that does not hold 0, not corrected for the number of '
                       'comparisons; it does not say that the difference matters, nor that another training, from '
-                      f'another seed, would show it. {_noise(R)}0 (0 to 0) of errors says that both were right about '
+                      f'another seed, would show it.{_unequal(R)} {_noise(R)}0 (0 to 0) of errors says that both were '
+                      'right about '
                       'the same images, and of AUROCs that both rank them alike.'), _few_mistakes(R), *notes,
             table(text.loc[_lead_first(text.index)], f'Differences with 95 % intervals, {_how_compared(R)}', 'measure')]
 

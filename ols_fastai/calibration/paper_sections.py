@@ -291,11 +291,11 @@ def _limits_of_kind(R):
 
 def _no_scaling(R):
     "Why there is no section on what a scaling would change"
-    what = 'No scaling' if R.multi_label else 'No scaling and no conformal sets'
-    if any(hasattr(o.learn, 'sets') for o in R.runs.values()):
-        return f'{what} on this page: learn.coverage(dl) judges the sets that the network has been given.'
+    own = any(hasattr(o.learn, 'sets') for o in R.runs.values())
+    what = 'No scaling' if R.multi_label or own else 'No scaling and no conformal sets'
     if any(map(is_calibrated, R.runs.values())):
-        sets = '' if R.multi_label else '. add_sets(learn, halve=True) makes sets from half of the validation images'
+        how = '. add_sets(learn, halve=True) makes sets from half of the validation images'
+        sets = '' if R.multi_label or own else how
         return (f'{what}: the validation images have calibrated the network already, and say nothing more; '
                 f'valid_preds and valid_targs of other images would{sets}.')
     return (f'{what}: give valid_preds and valid_targs, predictions on images that neither trained nor calibrated the '

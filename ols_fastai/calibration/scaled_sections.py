@@ -6,9 +6,11 @@
 __all__ = ['rows_of_each']
 
 # %% ../../nbs/71_calibration.scaled_sections.ipynb #f98f5615
-import pandas as pd
+import numpy as np, pandas as pd
 from scipy import stats
 from fastai.basics import *
+from ..core import some_names
+from ..data.identity import *
 from .page import *
 from .temperature import *
 from .metrics import *
@@ -60,6 +62,13 @@ def rows_of_each(
     notes = attempt_each(R, what, add, R.runs)
     return pd.DataFrame.from_dict(rows, orient='index'),notes
 
+def _left_out(R):
+    "The networks that these parts of the page can't speak of, if there are others"
+    lacking = [k for k in R.runs if valid_preds_of(R, k) is None]
+    if not 0<len(lacking)<len(R.runs): return []
+    return [paragraph(f'Not of {some_names(lacking, 6)}: no validation images are at hand that have not calibrated it.',
+                      'note')]
+
 @page_section('After scaling')
 def _scaling(R):
     def make(k, o, valid):
@@ -71,7 +80,7 @@ def _scaling(R):
                       'that follows the entropy of the prediction (Balanya et al. 2022), fitted to the '
                       'validation images and judged on those of this report, and taken as known by the intervals. '
                       'Decisions stay the same. The change of the NLL is paired, image by image: * marks one whose '
-                      'interval does not hold 0.'), *notes,
+                      'interval does not hold 0.'), *_left_out(R), *notes,
             table(rows, 'Before and after scaling, with 95 % intervals of losses and of the gap', 'network'),
             *attempt('differences after scaling', lambda: [_scaled_differences(R)], R.missing)]
 
@@ -116,7 +125,20 @@ def _coverage_figure(R, n=15):
         'images. In brackets the number of images and the mean size of a set. Only of a class whose whole line is on '
         'the left is it shown that it gets less, and of forty classes one is there by chance.')
 
-@page_section('Conformal sets')
+def _own_sets(R, k, o):
+    "The sets that a learner gives, on average and of each class"
+    if getattr(o.learn, 'sets', None) is None: return []
+    o.learn.check_sets()
+    sets,known = o.learn.sets,(R.patients,item_ids(o.dl))
+    t = pd.concat([sets.table(o.preds, o.targs, by, *known) for by in (None,[o.vocab[i] for i in o.targs.tolist()])])
+    share = [f'{percent_text(r.coverage)} ({percent_text(r.low)} to {percent_text(r.high)})' for r in t.itertuples()]
+    rows = {R.what: t.n.map('{:,}'.format), 'coverage': share, 'mean size': t['mean size'].map('{:.2f}'.format),
+            'one class': t['one class'].map(percent_text),
+            'of these right': t['one class right'].map(lambda v: '–' if np.isnan(v) else percent_text(v))}
+    caption = f'{k}: the sets that it gives, {sets.kind.upper()}, which may miss {percent_text(sets.miscoverage, 0)}'
+    return [table(pd.DataFrame(rows, index=t.index), f'{caption}; all images, and each true class', 'true class',
+                  sortable=len(t)>8)]
+
 def _conformal(R):
     sizes,covered = set(),{}
     def make(k, o, valid):
@@ -150,6 +172,10 @@ def _conformal(R):
                       f'independent, 95 of 100 repeats would show a coverage of LAC from {low} to {high}; the range is '
                       'wider where patients have several images. A coverage well outside suggests that the test images '
                       'differ from the validation images. That is said of LAC: APS and RAPS always hold the most '
-                      'probable class, and so cover more than was asked where networks are good.'), *notes,
+                      'probable class, and so cover more than was asked where networks are good.'),
+            *_left_out(R), *notes,
             table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'), *said,
             *attempt('coverage by class', lambda: _coverage_figure(R), R.missing)]
+
+@page_section('Conformal sets')
+def _sets(R): return (_conformal(R) or [])+attempt_each(R, 'its own sets', partial(_own_sets, R))

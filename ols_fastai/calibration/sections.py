@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'shared_patients', 'preds_file', 'ScaledNetwork', 'Report',
            'page_section', 'attempt_each', 'valid_preds_of', 'make_section', 'gap_interval', 'resampled', 'scaled_of',
-           'compared', 'predicted_gaps', 'independence', 'patients_seen', 'share_text', 'difference_text',
-           'is_calibrated', 'as_judged']
+           'compared', 'gaps_by', 'independence', 'patients_seen', 'share_text', 'difference_text', 'is_calibrated',
+           'as_judged']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import numpy as np, pandas as pd
@@ -193,13 +193,14 @@ def _loss(R, k):
     if not R.multi_label: return nll(o.stats)
     return F.binary_cross_entropy(torch.as_tensor(o).double(), R.first.targs.double()).item()
 
-def predicted_gaps(
+def gaps_by(
     R:Report, # What is judged
     k:str, # Name of the network
-    r:ResampledStats # Of it, as trained or scaled
+    r:ResampledStats, # Of it, as trained or scaled
+    by:str='predicted' # Column; the predicted class stays what it is after a temperature
 )->pd.DataFrame: # As `with_stars` gives it
-    "Gap between confidence and accuracy of each predicted class; a temperature leaves what is predicted as it is"
-    names = group_names(R.runs[k]._column('predicted'), len(R.first.targs))
+    "Gap between confidence and accuracy of each group"
+    names = group_names(R.runs[k]._column(by), len(R.first.targs))
     return with_stars(_sorted_gaps(r.stats, names, R.patients), R.unit)
 
 def independence(
