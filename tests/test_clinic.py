@@ -523,7 +523,8 @@ def test_the_report_has_the_sets_that_the_learner_gives(files, tmp_path):
     text = calibration_report({'net': interp}, tmp_path/'r.html', n=5).read_text().replace('\N{NO-BREAK SPACE}', ' ')
     part = text[text.index('net: the sets that it gives, APS, which may miss 40 %'):]
     rows = re.findall(r'<tr>(.*?)</tr>', part[:part.index('</table>')], re.S)[1:]
-    def cells(row): return [re.sub('<[^>]+>', '', o).strip() for o in re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row, re.S)]
+    def cells(row):
+        return [re.sub('<[^>]+>', '', o).strip() for o in re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row, re.S)]
     want = pd.concat([learn.coverage(learn.dls[2]), learn.coverage(learn.dls[2], by='class')])
     assert [cells(row)[0] for row in rows]==list(want.index)
     for row,(_,o) in zip(map(cells, rows), want.iterrows()):

@@ -188,9 +188,10 @@ def attempt(
 # %% ../../nbs/59_calibration.page.ipynb #fe1baf6c
 _css = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1d2327; --soft: #59636e; --line: #d5dae0; --tint: #f4f6f8;
-  --link: #0b57a4; }
+  --link: #0b57a4; --shade: #59636e66; }
 @media (prefers-color-scheme: dark) {
-  :root { --bg: #14181c; --fg: #e4e8ec; --soft: #9aa5b1; --line: #39414a; --tint: #1d2329; --link: #7db8f5; } }
+  :root { --bg: #14181c; --fg: #e4e8ec; --soft: #9aa5b1; --line: #39414a; --tint: #1d2329; --link: #7db8f5;
+    --shade: #9aa5b166; } }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--bg); color: var(--fg); overflow-wrap: break-word;
@@ -205,7 +206,12 @@ nav ol { margin: .3rem 0 0; padding-left: 1.4rem; columns: 11rem; column-gap: 2r
 main { min-width: 0; }
 p, li { max-width: 46rem; }
 p.note { border-left: 4px solid var(--line); padding-left: .8rem; color: var(--soft); }
-.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 8px; }
+/* a shade where there is more to the side: some systems show a bar only while one scrolls */
+.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 8px;
+  background: linear-gradient(90deg, var(--bg) 40%, transparent), linear-gradient(270deg, var(--bg) 40%, transparent) 100%,
+    linear-gradient(90deg, var(--shade), transparent), linear-gradient(270deg, var(--shade), transparent) 100%;
+  background-size: 3rem 100%, 3rem 100%, .9rem 100%, .9rem 100%; background-repeat: no-repeat;
+  background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 figure.table figcaption { margin: 0 0 .4rem; }
 figure.table .scroll { margin: 0; }
@@ -240,7 +246,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; border-top: 1
   nav ol { columns: auto; } }
 @media screen and (max-width: 40rem) {
   tbody th, thead th:first-child { position: sticky; left: 0; max-width: 8rem; white-space: normal;
-    overflow-wrap: anywhere; }
+    overflow-wrap: anywhere; hyphens: auto; }
   tbody th { background: var(--bg); } }
 @media print {
   @page { margin: 15mm; }
@@ -249,7 +255,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; border-top: 1
   body { font-size: 10pt; }
   nav { position: static; max-height: none; }
   nav ol { columns: 3; }
-  .scroll, figure .wide { overflow: visible; border: 0; }
+  .scroll, figure .wide { overflow: visible; border: 0; background: none; }
   table, table.dense { font-size: 7.5pt; }
   td, thead button { white-space: normal; }
   th, td { padding: 2pt 4pt; }

@@ -210,8 +210,8 @@ def calibration_report(
     # a notebook's backend sets itself up at the first figure; within `figure` that would be undone
     plt.close(plt.figure())
     R = _gather(runs, by, groups, n_bins, n, seed, miscoverage, data)
-    made = f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC'
-    footer = f"Made by ols_fastai {version('ols_fastai')} on {made}."
-    text = render_page(title, _all_sections(R), ', '.join(R.runs), footer)
+    made = datetime.now(timezone.utc)
+    footer = f"Made by ols_fastai {version('ols_fastai')} on {made:%Y-%m-%d %H:%M} UTC."
+    text = render_page(title, _all_sections(R), f"{', '.join(R.runs)}; {made:%Y-%m-%d}", footer)
     with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
     return path

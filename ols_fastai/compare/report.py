@@ -119,7 +119,8 @@ def save_report(
     def write(runs):
         files = {preds_file: 'probabilities of each network (seed 0) with its temperature'}
         how = dict(n_bins=n_bins, data=_data(df, faults) | files | (data or {}), by=by, groups=groups)
-        return calibration_report(_entries(runs, df, items, image), Path(out)/'report.html', **how)
+        title = f'Calibration report: {Path(root).resolve().name}'
+        return calibration_report(_entries(runs, df, items, image), Path(out)/'report.html', title, **how)
     try: fn = _without_failing(write, runs, faults)
     except OSError: raise
     except Exception as e: return warnings.warn(f"report.html is missing: {type(e).__name__}: {e}")
