@@ -343,3 +343,21 @@ def test_a_finding_of_few_images_has_no_interval_in_the_differences(tmp_path):
     text = calibration_report(runs, tmp_path/'r.html', n=5).read_text()
     t = cells(text, 'b minus a, as trained')
     assert not any('(' in o for o in t.loc['hernia']) and all('(' in o for o in t.loc['mass'])
+
+def test_an_intercept_is_held_near_nothing_where_images_are_few():
+    "All of 4 images have the finding, and their logits say nothing: 4(1-p) pulls at the intercept, its prior holds it"
+    from scipy.optimize import brentq
+    bias = fit_finding_scaling(torch.zeros(4, 1), torch.ones(4, 1).long(), 'logistic')['bias'].item()
+    assert bias==pytest.approx(brentq(lambda b: 4/(1+np.exp(b))-b, 0, 4), abs=1e-4)
+
+def test_a_false_alarm_is_shared_where_all_networks_are_sure_of_it(tmp_path):
+    "Of 90 % and more in each; to be sure that a finding is not there is no wonder"
+    y = torch.zeros(40, 2).long()
+    y[:10,0] = 1; y[5:20,1] = 1
+    sure,less = torch.full((40,2), .1),torch.full((40,2), .1)
+    sure[30],less[30] = torch.tensor([.95,.1]),torch.tensor([.92,.2])
+    sure[31],less[31] = torch.tensor([.95,.1]),torch.tensor([.8,.1])
+    nets = {k: dict(preds=p, targs=y, vocab=['nodule','mass']) for k,p in (('a',sure),('b',less))}
+    text = words(calibration_report(nets, tmp_path/'a.html', n=5).read_text())
+    said = 'with a probability of 90 % and more, that is not in the labels in 1 of 40 images, the surest first: row 30.'
+    assert said in text.replace('\N{NO-BREAK SPACE}', ' ')

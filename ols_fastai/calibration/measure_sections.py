@@ -82,6 +82,7 @@ def _least_found(R, o, least=10):
     if right: said.append(f'It is right least often where it says {right}{too_few}.')
     return ' '.join(said)
 
+# %% ../../nbs/68_calibration.measure_sections.ipynb #189f53fd
 def _not_there(R):
     "Classes that no image shows, of which the page can say nothing"
     lacks = [o for o,n in zip(R.vocab, np.bincount(R.first.targs, minlength=len(R.vocab))) if not n]
@@ -103,7 +104,7 @@ def _scaled_gap(R, k):
     right = (valid_preds.argmax(1)==valid_targs).all()
     fitted = f'assumed: no mistake among the {n:,}' if right else f'fitted to {n:,}'
     sure = _of_the_sure(R, r.stats)
-    return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}. '
+    return (f' With one temperature ({T:.2f}, {fitted} validation images): {_gap_text(gap_interval(r))}.\n'
             f"With it, {sure[0].lower()}{sure[1:]}"
             f"\n{_classes_off(R, k, r, ' once it is scaled').strip()}")
 
@@ -123,6 +124,7 @@ def _verdict(R, name, o):
             _least_found(R, o)]
     return '\n'.join(o.strip() for o in said if o)
 
+# %% ../../nbs/68_calibration.measure_sections.ipynb #4d38e5da
 def _nll_difference(R, k, level):
     "NLL of a network minus that of the best"
     one,other = compared(R, k),compared(R, R.best)
@@ -212,6 +214,7 @@ def _best_of(R):
     return [paragraph(f'{said}{_unequal(R)} This is about these trained networks and these images; another training '
                       'of the same kind may come out otherwise, and who errs least stands under Measures.')]
 
+# %% ../../nbs/68_calibration.measure_sections.ipynb #bb49bc34
 def _few_mistakes(R, least=10):
     "A note on networks with so few mistakes that intervals and tests don't hold what they say"
     if R.multi_label: return

@@ -62,9 +62,13 @@ def rows_of_each(
     notes = attempt_each(R, what, add, R.runs)
     return pd.DataFrame.from_dict(rows, orient='index'),notes
 
+def _has_no_valid(R, k):
+    try: return valid_preds_of(R, k) is None
+    except ValueError: return False  # has some that can't be judged, which its own note says
+
 def _left_out(R):
     "The networks that these parts of the page can't speak of, if there are others"
-    lacking = [k for k in R.runs if valid_preds_of(R, k) is None]
+    lacking = [k for k in R.runs if _has_no_valid(R, k)]
     if not 0<len(lacking)<len(R.runs): return []
     return [paragraph(f'Not of {some_names(lacking, 6)}: no validation images are at hand that have not calibrated it.',
                       'note')]
