@@ -660,7 +660,7 @@ def test_the_sure_predictions_are_told_after_the_temperature_too(tmp_path):
     assert f'With it, of the {int(sure.sum())} predictions ({100*float(sure.double().mean()):.0f} % of all) with a confidence of 90 % or more, on average {100*float(confidence[sure].mean()):.1f} %, {right:.1f} % (' in page
     assert 'predictions.csv' not in page
     page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, data={'predictions.csv': 'with T'}).read_text())
-    assert 'unless one is named. The probabilities in predictions.csv are with it.' in page
+    assert 'unless one is named. Those in predictions.csv are after the temperature.' in page
 
 def three_sites(n=600, sure=3., seed=0):
     "A network that is surer at one site than at the others, and its validation images"

@@ -235,8 +235,8 @@ def _without_miss(R):
 
 def _judged_how(R):
     if not any(map(is_calibrated, R.runs.values())):
-        in_file = f' The probabilities in {preds_file} are with it.' if preds_file in R.data else ''
-        return f'Networks are judged as they were trained, without a temperature, unless one is named.{in_file}'
+        in_file = f' Those in {preds_file} are after the temperature.' if preds_file in R.data else ''
+        return f'Probabilities are judged as trained, without a temperature, unless one is named.{in_file}'
     return 'Networks are judged as they predict: with the scaling that they have, and no other unless it is named.'
 
 @page_section('Summary')
