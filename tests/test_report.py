@@ -495,6 +495,8 @@ def test_the_report_of_the_demo(demo, tmp_path, width):
     text = demo.read_text()
     assert all(o in text for o in ('hard labels','label smoothing','online label smoothing')) and '112 images, 56 classes' in text
     assert 'not of other brains' in text and 'is not known to this page' not in text   # all images are of two
+    assert '<h1>Calibration report: brain_regions</h1>' in text and re.search(r'online label smoothing; \d{4}-\d\d-\d\d<', text)
+    assert 'Those in predictions.csv are after the temperature.' in text
 
 def test_a_part_that_fails_in_any_way_leaves_a_note():
     from ols_fastai.calibration.page import attempt, paragraph

@@ -213,7 +213,8 @@ def _show(arch, c, results, a, console):
     df,root = c.lists['train'],c.lists['root']
     _say(console, 'writing the report (with many images or classes: minutes)')
     about = {shared_patients: brain_source} if a.data=='brain_regions' else {}
-    report = save_report(c.out, c.methods, df, root, a.bins, _words(a.by), a.groups, about | tuned)
+    report = save_report(c.out, c.methods, df, root, a.bins, _words(a.by), a.groups, about | tuned,
+                         a.data or Path(root).resolve().name)
     tables = ['results.csv','history.csv'] + ['tuned.csv']*bool(tuned)
     predictions = save_predictions(c.out, c.methods, df)
     return [*(c.out/o for o in tables), *predictions, *save_figures(c.out, c.methods, a.bins), *L(report)]

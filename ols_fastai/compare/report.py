@@ -106,7 +106,8 @@ def save_report(
     n_bins:int=15, # Bins of the ECE
     by=(), # Columns of `df`: calibration in each of their groups
     groups:str|None=None, # Column of `df` whose values are resampled as a whole: 'patient'
-    data:dict|None=None # What else to say of the data
+    data:dict|None=None, # What else to say of the data
+    name:str='' # Of the data, for the title
 )->Path|None: # `out/report.html`, or None
     """The calibration report of seed 0 and of ensembles. What can't be reported on is left out, which the report says.
 
@@ -119,7 +120,7 @@ def save_report(
     def write(runs):
         files = {preds_file: 'probabilities of each network (seed 0) with its temperature'}
         how = dict(n_bins=n_bins, data=_data(df, faults) | files | (data or {}), by=by, groups=groups)
-        title = f'Calibration report: {Path(root).resolve().name}'
+        title = f'Calibration report: {name}' if name else 'Calibration report'
         return calibration_report(_entries(runs, df, items, image), Path(out)/'report.html', title, **how)
     try: fn = _without_failing(write, runs, faults)
     except OSError: raise
