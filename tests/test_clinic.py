@@ -530,6 +530,12 @@ def test_the_report_has_the_sets_that_the_learner_gives(files, tmp_path):
     for row,(_,o) in zip(map(cells, rows), want.iterrows()):
         assert row[1]==f'{o.n:.0f}'
         assert row[2].startswith(f'{100*o.coverage:.1f} % ({100*o.low:.1f} % to {100*o.high:.1f}')
+    part = text[text.index('net: its sets of one class, by the class that they name'):]
+    by = learn.coverage(learn.dls[2], by='predicted')
+    for row in re.findall(r'<tr>(.*?)</tr>', part[:part.index('</table>')], re.S)[1:]:
+        name,n,share = cells(row)
+        assert int(n)==round(by['one class'].get(name, 0)*by.n.get(name, 0))
+        assert n=='0' or share.startswith(f"{100*by['one class right'][name]:.1f} % (")
     assert 'No scaling: the validation images have calibrated' in text and 'no conformal sets' not in text
     learn.model.model[2].weight.data += 1
     interp = CalibrationInterpretation.from_learner(learn, dl=learn.dls[2])
@@ -591,6 +597,7 @@ def test_patients_of_training_or_validation_among_those_of_the_sets_are_said(fil
         warnings.filterwarnings('error', message='.* too, such as')
         add_sets(learn, halve=True, miscoverage=.4)
         coverage = learn.coverage(learn.dls[2])
+        CalibrationInterpretation.from_learner(make_learner(files, patients=True))   # on its validation images
     assert coverage.n.tolist()==[len(df)]
     with pytest.warns(UserWarning, match='judged on images of .* patients who are in its training too'):
         learn.coverage(of(learn.dls.train))

@@ -642,6 +642,8 @@ def test_three_classes_have_thresholds_of_the_probabilities_after_the_temperatur
     page = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
     shown = cells(page, f'net, with one temperature ({T:.2f}): the highest threshold')
     assert len(shown)==len(t.threshold.groupby(level=0).unique().explode())
+    assert shown['false alarms'].tolist()==[f'{o:,.0f}' for o in t[~t.threshold.groupby(level=0).transform(pd.Series.duplicated)]['false alarms']]
+    assert t.loc[(0,.9),'false alarms']==int(((p[:,0]>=t.loc[(0,.9),'threshold'])&(r['targs']!=0)).sum())
     for (k,share),row in t[~t.threshold.groupby(level=0).transform(pd.Series.duplicated)].iterrows():
         said = shown.loc[f'{r["vocab"][k]}, {100*share:.0f} %']
         assert 0<=row.threshold-float(said['from probability'])<.01*row.threshold and said['sensitivity %'].startswith(f'{100*row.sensitivity:.0f} (')
@@ -663,6 +665,36 @@ def test_the_sure_predictions_are_told_after_the_temperature_too(tmp_path):
     assert 'predictions.csv' not in page
     page = plain(calibration_report({'net': r}, tmp_path/'a.html', n=5, data={'predictions.csv': 'with T'}).read_text())
     assert 'unless one is named. Those in predictions.csv are after the temperature.' in page
+
+def test_sets_of_one_class_are_judged_by_the_class_that_they_name(tmp_path):
+    r = dict(run(3., K=3), vocab=list('abc'))
+    sets = ConformalSets(r['valid_preds'], r['valid_targs'], .1, 'aps')(r['preds'])
+    alone,named = sets.sum(1)==1,sets.double().argmax(1)
+    shown = cells(calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text(), 'Sets of one class, APS, by the class that they name; the worst first')
+    rights = []
+    for i,k in enumerate('abc'):
+        of = alone&(named==i)
+        rights.append(100*float((r['targs'][of]==i).double().mean()))
+        assert shown.loc[k,'net, sets']==str(int(of.sum())) and shown.loc[k,'net, right'].startswith(f'{rights[-1]:.1f} % (')
+    assert shown.index.tolist()==[k for _,k in sorted(zip(rights, 'abc'))] and len(set(rights))==3
+    many = dict(run(K=20), vocab=[f'c{i}' for i in range(20)])
+    page = calibration_report({'net': many}, tmp_path/'a.html', n=5).read_text()
+    assert len(cells(page, 'Sets of one class, APS, by the class that they name; the 15 of 20 that are right least often'))==15
+
+def test_mistakes_and_reliability_are_shown_with_the_temperature_too(tmp_path):
+    r = dict(run(3., K=3), vocab=list('abc'))
+    T = fit_temperature(r['valid_preds'], r['valid_targs'])
+    after = apply_temperature(r['preds'], T)
+    wrong = r['preds'].argmax(1)!=r['targs']
+    page = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+    surest = f'{100*float(after[wrong].max()):.1f} %'
+    t = cells(page, 'net, as trained: the 8 mistakes with the highest confidence; with its temperature the surest mistake of all has '+surest)
+    assert t['with temperature'].tolist()==[f'{100*float(after[int(i)].max()):.1f} %' for i in t.index]
+    assert 'Reliability diagram with one temperature each: net has an ECE of' in page and 'Measures with 95' in page
+    assert 'net, as trained: bars show' in plain(page) and 'Measures with 95 % intervals, as trained; 15 bins' in plain(page)
+    del r['valid_preds'],r['valid_targs']
+    page = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+    assert 'with temperature' not in page and 'Reliability diagram with one temperature' not in page
 
 def three_sites(n=600, sure=3., seed=0):
     "A network that is surer at one site than at the others, and its validation images"

@@ -187,7 +187,7 @@ def _threshold_row(R, k, row):
     return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': _rounded_down(row.threshold), **more,
             'sensitivity %': _short_share(row, 'sensitivity')+star,
             **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
-            'called positive %': f"{100*row['called positive']:.0f}"}
+            'false alarms': f"{row['false alarms']:,.0f}"}
 
 def _to_choose(R, k, o):
     """How a network is judged by thresholds, its probabilities, and those of the validation images. Of three classes
@@ -246,8 +246,11 @@ def _confused(R, k, o, n=10):
 @page_section('Confused classes')
 def _confusion(R): return attempt_each(R, 'confused classes', partial(_confused, R))
 
-def _mistake_table(caption, mistakes):
+def _mistake_table(caption, mistakes, scaled):
     t = mistakes.assign(confidence=mistakes.confidence.map(percent_text), p_true=mistakes.p_true.map(percent_text))
+    if scaled is not None:
+        after = scaled.judged.stats.confidence[mistakes.index]
+        t.insert(list(t).index('confidence')+1, 'with temperature', list(map(percent_text, after)))
     t = t.rename(columns={'predicted': 'predicted class', 'true': 'true class', 'filename': 'file',
                           'p_true': 'probability of the true class'})
     return table(t, caption, 'row')
@@ -257,7 +260,11 @@ def _mistakes_of(R, k, o, n=8):
     if mistakes.empty: return [paragraph(f'{k} makes no mistake on these images.')]
     what = 'mistakes with the highest confidence'
     if R.multi_label: what = 'surest mistakes: false alarms for half of them, if there are so many, and missed findings'
-    blocks = [_mistake_table(f'{k}: the {len(mistakes)} {what}', mistakes)]
+    scaled,surest = None if R.multi_label else R.all_scaled.get(k),''
+    if scaled is not None:
+        s = scaled.judged.stats
+        surest = f'; with its temperature the surest mistake of all has {percent_text(s.confidence[~s.correct].max())}'
+    blocks = [_mistake_table(f'{k}, {as_judged(o)}: the {len(mistakes)} {what}{surest}', mistakes, scaled)]
     if o.images is None and o.dl is None: return blocks
     alt = f'The {len(mistakes)} images that {k} is wrong about with the highest confidence, as in the table above'
     def draw(): return figure(lambda: o.plot_top_overconfident(n), alt, f'{k}: the images of this table.')

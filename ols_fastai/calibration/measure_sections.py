@@ -304,7 +304,7 @@ def _measures(R):
     tables,notes = _measure_tables(R)
     if not tables: return notes
     text = pd.DataFrame({k: {m: interval_text(r, m) for m,r in t.iterrows()} for k,t in tables.items()})
-    caption = f'Measures with 95 % intervals; {R.n_bins} bins'
+    caption = f'Measures with 95 % intervals, {how_compared(R)}; {R.n_bins} bins'
     return [*notes, table(text.loc[_lead_first(text.index)], caption, 'measure'),
         paragraph('Calibration errors can not be below 0 and grow with noise: even a calibrated network has one '
                   'above 0, and their intervals are too high near 0. The debiased CE and confidence minus accuracy '
@@ -337,10 +337,7 @@ def _differences(R):
                       f'another seed, would show it.{_unequal(R)} {_noise(R)}0 (0 to 0) of errors says that both were '
                       'right about '
                       'the same images, and of AUROCs that both rank them alike.'), _few_mistakes(R), *notes,
-            table(text.loc[_lead_first(text.index)], f'Differences with 95 % intervals, {_how_compared(R)}', 'measure')]
-
-def _how_compared(R):
-    return 'as they predict' if any(map(is_calibrated, R.runs.values())) else 'as trained'
+            table(text.loc[_lead_first(text.index)], f'Differences with 95 % intervals, {how_compared(R)}', 'measure')]
 
 def _noise(R):
     if R.multi_label: return ''

@@ -137,7 +137,7 @@ def _shares_at(above, there, patients):
     for name,(hits,of) in asked.items():
         share = proportion_interval(hits[of], None if patients is None else patients[of]) if of.any() else [np.nan]*3
         out |= dict(zip((name,f'{name}_low',f'{name}_high'), share))
-    return {**out, 'called positive': above.mean()}
+    return {**out, 'called positive': above.mean(), 'false alarms': int((above&~there).sum())}
 
 def threshold_table(
     preds, # (N,K) probabilities of the images that judge
@@ -147,7 +147,7 @@ def threshold_table(
     wanted:tuple=(.9,.95,.99), # Shares of each class to find
     groups=None, # (N,) patient of each image that judges; None: images are independent
     least:int=10 # Images of a class that choosing needs; a class with fewer has no row
-)->pd.DataFrame: # Row per class and share: `chosen on` (images), `threshold`, `sensitivity` ... `_low`, `_high`, `p`
+)->pd.DataFrame: # Row per class and share: `chosen on` (images), `threshold`, `sensitivity` ... `false alarms`, `p`
     """The highest thresholds that find the wanted shares of each class: sensitivity, specificity, PPV and NPV at each;
     `p` is the chance of finding no more than here, were both sets of images from one source"""
     if isinstance(wanted, str) or not all(0<o<=1 for o in wanted):

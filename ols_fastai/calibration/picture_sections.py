@@ -27,22 +27,22 @@ def _one_diagram(R, k, o):
     run,title = {'network': (o.stats,None)},textwrap.fill(k, 44)
     return figure(lambda: plot_reliability(run, R.n_bins, title, band=True, groups=R.patients),
         f'Reliability diagram of {k} with bars for chance: ECE {ece(o.stats, n_bins=R.n_bins):.3f} in {R.n_bins} bins',
-        f'{k}: bars show where 95 % of calibrated networks would lie in each bin, by {R.unit}; of twenty bins of such '
-        'a network one leaves its bar.')
+        f'{k}, {as_judged(o)}: bars show where 95 % of calibrated networks would lie in each bin, by {R.unit}; of '
+        'twenty bins of such a network one leaves its bar.')
 
 def _curve(R, k, o):
     return figure(lambda: plot_corp(o.stats, None, textwrap.fill(k, 44), R.patients),
         f'Calibration curve without bins (CORP) of {k}, with the region of calibrated networks',
-        f'{k}, without bins: how many of the predictions of each confidence are right, as a line that never falls '
-        '(CORP, isotonic regression). Grey is where the curves of 95 % of calibrated networks lie at each confidence '
-        f'(not all along the curve), by {R.unit}.')
+        f'{k}, {as_judged(o)}, without bins: how many of the predictions of each confidence are right, as a line that '
+        'never falls (CORP, isotonic regression). Grey is where the curves of 95 % of calibrated networks lie at each '
+        f'confidence (not all along the curve), by {R.unit}.')
 
 def _all_diagrams(R):
     said = '; '.join(f'{k} has an ECE of {ece(o.stats, n_bins=R.n_bins):.3f}' for k,o in R.drawn.items())
     return figure(lambda: plot_reliability(_pairs(R.drawn), R.n_bins),
         f'Reliability diagram of {len(R.drawn)} networks on one axis: {said}',
-        'All on one axis. Below the dashed line a network is over-confident; the lower panel counts '
-        'the predictions, on a logarithmic scale.'+_not_drawn(R))
+        f'All on one axis, {how_compared(R)}. Below the dashed line a network is over-confident; the lower panel '
+        'counts the predictions, on a logarithmic scale.'+_not_drawn(R))
 
 @page_section('Reliability')
 def _reliability(R):

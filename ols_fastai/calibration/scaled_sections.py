@@ -18,6 +18,7 @@ from .resampling import *
 from .conformal import *
 from .conformal import _rank
 from .interpretation import *
+from .plots import *
 from .sections import *
 
 # %% ../../nbs/71_calibration.scaled_sections.ipynb #8df0ef5f
@@ -73,6 +74,14 @@ def _left_out(R):
     return [paragraph(f'Not of {some_names(lacking, 6)}: no validation images are at hand that have not calibrated it.',
                       'note')]
 
+def _scaled_diagram(R):
+    "Reliability of the networks with a temperature each"
+    runs = {k: (scaled_of(R, k).judged.stats,None) for k in R.drawn if not _has_no_valid(R, k) and scaled_of(R, k)}
+    if not runs: return
+    said = '; '.join(f'{k} has an ECE of {ece(s, n_bins=R.n_bins):.3f}' for k,(s,_) in runs.items())
+    return figure(lambda: plot_reliability(runs, R.n_bins, 'With one temperature each', groups=R.patients),
+                  f'Reliability diagram with one temperature each: {said}', 'With one temperature each.')
+
 @page_section('After scaling')
 def _scaling(R):
     def make(k, o, valid):
@@ -86,6 +95,7 @@ def _scaling(R):
                       'Decisions stay the same. The change of the NLL is paired, image by image: * marks one whose '
                       'interval does not hold 0.'), *_left_out(R), *notes,
             table(rows, 'Before and after scaling, with 95 % intervals of losses and of the gap', 'network'),
+            *attempt('reliability after scaling', lambda: [_scaled_diagram(R)], R.missing),
             *attempt('differences after scaling', lambda: [_scaled_differences(R)], R.missing)]
 
 # %% ../../nbs/71_calibration.scaled_sections.ipynb #09aae6e9
@@ -129,20 +139,6 @@ def _coverage_figure(R, n=15):
         'images. In brackets the number of images and the mean size of a set. Only of a class whose whole line is on '
         'the left is it shown that it gets less, and of forty classes one is there by chance.')
 
-def _own_sets(R, k, o):
-    "The sets that a learner gives, on average and of each class"
-    if getattr(o.learn, 'sets', None) is None: return []
-    o.learn.check_sets()
-    sets,known = o.learn.sets,(R.patients,item_ids(o.dl))
-    t = pd.concat([sets.table(o.preds, o.targs, by, *known) for by in (None,[o.vocab[i] for i in o.targs.tolist()])])
-    share = [f'{percent_text(r.coverage)} ({percent_text(r.low)} to {percent_text(r.high)})' for r in t.itertuples()]
-    rows = {R.what: t.n.map('{:,}'.format), 'coverage': share, 'mean size': t['mean size'].map('{:.2f}'.format),
-            'one class': t['one class'].map(percent_text),
-            'of these right': t['one class right'].map(lambda v: '–' if np.isnan(v) else percent_text(v))}
-    caption = f'{k}: the sets that it gives, {sets.kind.upper()}, which may miss {percent_text(sets.miscoverage, 0)}'
-    return [table(pd.DataFrame(rows, index=t.index), f'{caption}; all images, and each true class', 'true class',
-                  sortable=len(t)>8)]
-
 def _conformal(R):
     sizes,covered = set(),{}
     def make(k, o, valid):
@@ -181,5 +177,49 @@ def _conformal(R):
             table(rows, f'Sets that may miss {percent_text(R.miscoverage, 0)} of the images', 'network'), *said,
             *attempt('coverage by class', lambda: _coverage_figure(R), R.missing)]
 
+# %% ../../nbs/71_calibration.scaled_sections.ipynb #c63f5cbb
+def _named_alone(R, sets, targs):
+    "Of the sets of one class, by the class that they name: how many, and how many of them are right"
+    hits,alone,named = _hits(sets, targs),(sets.sum(1)==1).numpy(),sets.double().argmax(1).numpy()
+    return {name: (int((of := alone&(named==i)).sum()), share_text(R, hits, of)) for i,name in enumerate(R.vocab)}
+
+def _alone_table(R, found, what, most=15):
+    "`found`: network -> what `_named_alone` says; the classes that the first one is right about least often"
+    columns = {}
+    for k,o in found.items():
+        columns[f'{k}, sets'] = {name: f'{n:,}' for name,(n,_) in o.items()}
+        columns[f'{k}, right'] = {name: share for name,(_,share) in o.items()}
+    t = pd.DataFrame(columns)
+    share = t.iloc[:,1].str.extract(r'^([\d.]+)')[0].astype(float)
+    which = f'the {most} of {len(t)} that are right least often' if len(t)>most else 'the worst first'
+    t = t.loc[share.sort_values(kind='stable').index].head(most)
+    return table(t, f'{what}, by the class that they name; {which}', 'class named')
+
+def _alone(R):
+    "Sets of one class of all networks, as `add_sets` makes them"
+    found = {}
+    def add(k, o):
+        valid = valid_preds_of(R, k)
+        if valid is not None:
+            found[k] = _named_alone(R, ConformalSets(*valid, R.miscoverage, 'aps')(o.preds), o.targs)
+        return []
+    notes = attempt_each(R, 'sets of one class', add)
+    return [*notes, _alone_table(R, found, 'Sets of one class, APS')] if found else notes
+
+def _own_sets(R, k, o):
+    "The sets that a learner gives, on average and of each class"
+    if getattr(o.learn, 'sets', None) is None: return []
+    o.learn.check_sets()
+    sets,known = o.learn.sets,(R.patients,item_ids(o.dl))
+    t = pd.concat([sets.table(o.preds, o.targs, by, *known) for by in (None,[o.vocab[i] for i in o.targs.tolist()])])
+    share = [f'{percent_text(r.coverage)} ({percent_text(r.low)} to {percent_text(r.high)})' for r in t.itertuples()]
+    rows = {R.what: t.n.map('{:,}'.format), 'coverage': share, 'mean size': t['mean size'].map('{:.2f}'.format),
+            'one class': t['one class'].map(percent_text),
+            'of these right': t['one class right'].map(lambda v: '–' if np.isnan(v) else percent_text(v))}
+    caption = f'{k}: the sets that it gives, {sets.kind.upper()}, which may miss {percent_text(sets.miscoverage, 0)}'
+    named = {k: _named_alone(R, sets(o.preds, None, known[1]), o.targs)}
+    return [table(pd.DataFrame(rows, index=t.index), f'{caption}; all images, and each true class', 'true class',
+                  sortable=len(t)>8), _alone_table(R, named, f'{k}: its sets of one class')]
+
 @page_section('Conformal sets')
-def _sets(R): return (_conformal(R) or [])+attempt_each(R, 'its own sets', partial(_own_sets, R))
+def _sets(R): return [*(_conformal(R) or []), *_alone(R), *attempt_each(R, 'its own sets', partial(_own_sets, R))]

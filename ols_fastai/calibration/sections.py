@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['most_drawn', 'SECTIONS', 'FINDING_SECTIONS', 'shared_patients', 'preds_file', 'ScaledNetwork', 'Report',
            'page_section', 'attempt_each', 'valid_preds_of', 'make_section', 'gap_interval', 'resampled', 'scaled_of',
-           'compared', 'gaps_by', 'independence', 'patients_seen', 'share_text', 'difference_text', 'is_calibrated',
-           'as_judged']
+           'compared', 'gaps_by', 'independence', 'patients_seen', 'share_text', 'difference_text', 'how_compared',
+           'is_calibrated', 'as_judged']
 
 # %% ../../nbs/67_calibration.sections.ipynb #23af5505
 import numpy as np, pandas as pd
@@ -244,6 +244,12 @@ def difference_text(
     "A difference with its interval, and a star where that does not hold 0"
     significant = np.isfinite([r.value,r.low,r.high]).all() and not r.low<=0<=r.high
     return interval_text(r, name, True)+(' *' if significant else '')
+
+def how_compared(
+    R:Report # What is judged
+)->str:
+    "How the networks of a table or a picture are judged, in words"
+    return 'as they predict' if any(map(is_calibrated, R.runs.values())) else 'as trained'
 
 def is_calibrated(
     o:CalibrationInterpretation # Of a network
