@@ -12,7 +12,7 @@ from fastai.basics import DataLoader, DataLoaders, Learner, accuracy, load_learn
 from fastai.callback.progress import ProgressCallback
 from fastai.layers import Flatten
 from fastai.losses import CrossEntropyLossFlat
-from fastai.vision.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, PILImage
+from fastai.vision.all import aug_transforms, CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, PILImage
 from ols_fastai.all import *
 from ols_fastai.calibration.clinic import _halve, _network_hash
 from ols_fastai.data.items import loader_table
@@ -537,10 +537,57 @@ def test_the_report_has_the_sets_that_the_learner_gives(files, tmp_path):
         assert int(n)==round(by['one class'].get(name, 0)*by.n.get(name, 0))
         assert n=='0' or share.startswith(f"{100*by['one class right'][name]:.1f} % (")
     assert 'No scaling: the validation images have calibrated' in text and 'no conformal sets' not in text
+    with pytest.warns(UserWarning, match='are infinite'): add_sets(learn, halve=True, seed=1)
+    stale = calibration_report({'net': interp}, tmp_path/'r.html', n=5).read_text()
+    assert 'the sets that it gives' not in stale
+    assert 'was trained or calibrated after it was judged: judge it again' in stale
     learn.model.model[2].weight.data += 1
     interp = CalibrationInterpretation.from_learner(learn, dl=learn.dls[2])
     text = calibration_report({'net': interp}, tmp_path/'r.html', n=5).read_text()
     assert 'the sets that it gives' not in text and 'have changed' in text
+
+def test_loaders_of_other_classes_in_the_place_of_its_own_are_refused(tmp_path):
+    "Another spelling may be another order: a network that knows its classes gives no answer under other names"
+    df = split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2)
+    learn = folder_learner(df, tmp_path)
+    learn.export('a.pkl')
+    served = load_quietly(tmp_path/'a.pkl')
+    own = served.dls
+    served.dls = image_dls(df.assign(label=df.label.map({'a': 'z', 'b': 'b'})), root=tmp_path/'here', size=8, bs=8)
+    new = df[df['split']=='valid']
+    with served.no_bar():
+        for f in (lambda: served.predict_table(new), lambda: served.predict(tmp_path/'here/a/0.png'),
+                  lambda: served.export('b.pkl'), lambda: served.coverage(new), lambda: calibrate(served),
+                  lambda: add_sets(served, halve=True), lambda: adapt_learner(served, [1, 2], [1, 1])):
+            with pytest.raises(ValueError, match='for the classes a, b, and learn.dls has b, z'): f()
+        assert not (tmp_path/'b.pkl').exists()
+        served.dls = own
+        assert served.coverage(df[df['split']=='test']).n.iloc[0]==sum(df['split']=='test')
+    bare = add_sets(learn_of_two(df, tmp_path), df[df['split']=='test'])            # sets without a calibration
+    bare.dls = image_dls(df.assign(label=df.label.map({'a': 'z', 'b': 'b'})), root=tmp_path/'here', size=8, bs=8)
+    with pytest.raises(ValueError, match='for the classes a, b, and learn.dls has b, z'): bare.predict_table(new)
+
+def learn_of_two(df, path):
+    learn = Learner(image_dls(df, size=8, bs=8, num_workers=0), nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
+                    loss_func=CrossEntropyLossFlat(), path=path)
+    learn.logger,learn.create_mbar = noop,False
+    return learn
+
+def test_a_network_may_be_trained_on_for_other_classes(tmp_path):
+    "The scaling is gone as the training starts, and its classes with it"
+    df = split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2)
+    learn = calibrate(learn_of_two(df, tmp_path))
+    learn.dls = image_dls(df.assign(label=df.label.map({'a': 'z', 'b': 'b'})), root=tmp_path/'here', size=8, bs=8)
+    with learn.no_bar(): learn.fit(1, .01, cbs=Calibrate())
+    assert learn.model.classes==['b','z'] and learn.model.kind=='temperature'
+
+def test_merged_transforms_are_told_part_by_part(tmp_path):
+    df = split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2)
+    tfms = aug_transforms(do_flip=False, max_rotate=12, max_zoom=1.3, max_lighting=.25, max_warp=.1)
+    said = describe_learner(Learner(image_dls(df, size=8, bs=8, batch_tfms=tfms), small_net()))['batch transforms']
+    for o in ('rotate (max_deg 12, p 0.75)','zoom (min_zoom 1, max_zoom 1.3, p 0.75)','warp (magnitude 0.1, p 0.75)',
+              'brightness (max_lighting 0.25, p 0.75)','contrast (max_lighting 0.25, p 0.75)'): assert o in said, said
+    assert 'partial' not in said
 
 def test_a_warning_that_a_service_made_an_error_has_a_row(files, tmp_path):
     learn = add_sets(make_learner(files), miscoverage=.3)

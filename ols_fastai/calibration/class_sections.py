@@ -64,8 +64,9 @@ def _group_tables(R, by, k, o):
 
 def _group_figure(R, by):
     k,o = R.best,R.runs[R.best]
+    least = ', of all networks that with the lowest NLL' if len(R.runs)>1 else ''
     return figure(lambda: o.plot_reliability_by(by, groups=_groups_of(R)),
-                  f'Reliability diagrams of {k} for each {by}', f'{k}: reliability by {by}.')
+                  f'Reliability diagrams of {k} for each {by}', f'{k}{least}: reliability by {by}.')
 
 @page_section('Classes and groups')
 def _groups(R):
@@ -76,9 +77,10 @@ def _groups(R):
     return [paragraph('Of all images that a network gives to a class, or that belong to a group: mean confidence, '
                       'accuracy, the gap between them, and how large a gap chance alone makes in 95 of 100. * marks a '
                       'significant gap (p < .05 after Holm\'s correction within each table, for its groups of 10 '
-                      f'{R.unit} and more); † one of fewer {R.unit}, which is not tested. A star on one group and none '
-                      'on another does not mean that the two differ. A true class is no such group: among its images '
-                      'even a perfect network looks miscalibrated.'), *blocks]
+                      f'{R.unit} and more); † one of fewer {R.unit}, which is not tested. So a gap larger than its '
+                      'chance may have no star. A star on one group and none on another does not mean that the two '
+                      'differ. A true class is no such group: among its images even a perfect network looks '
+                      'miscalibrated.'), *blocks]
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #021e959f
 _shown = ('sensitivity','specificity','PPV','AUROC','AUPRC','O/E','intercept','slope')

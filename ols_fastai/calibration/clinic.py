@@ -54,7 +54,8 @@ class SetLearner(Learner):
     `sets` has the `ConformalSets`. Whatever gives sets, and `export`, raises `ValueError` where the weights of the
     network or of its scaling are not those that the sets were made for"""
     def check_sets(self):
-        "Raise `ValueError` if the sets were made for other weights or another scaling"
+        "Raise `ValueError` if the sets were made for other weights, another scaling or other classes"
+        check_names(self, getattr(self, 'made_for_classes', None))
         if _network_hash(self)==self.made_for: return
         raise ValueError("the network's weights or its scaling have changed since its sets were made, and those are "
                          "not valid for it: make them again with add_sets(learn)")
@@ -266,7 +267,7 @@ def add_sets(
         raise
     _warn_of_few(sets)
     learn.__class__ = SetLearner  # in place: its callbacks know it
-    learn.sets,learn.made_for = sets,_network_hash(learn)
+    learn.sets,learn.made_for,learn.made_for_classes = sets,_network_hash(learn),class_names(learn.dls)
     return learn
 
 def remove_sets(
@@ -275,7 +276,7 @@ def remove_sets(
     "Make a `SetLearner` a `Learner` of fastai's again. A scaling stays"
     if not isinstance(learn, SetLearner): return learn
     learn.__class__ = Learner
-    del learn.sets,learn.made_for
+    del learn.sets,learn.made_for,learn.made_for_classes
     return learn
 
 # %% ../../nbs/75_calibration.clinic.ipynb #d874aa1f

@@ -266,6 +266,14 @@ def __getitem__(self:CalibrationInterpretation, idxs):
     return super(CalibrationInterpretation, self).__getitem__(idxs)
 
 @patch
+def check_state(self:CalibrationInterpretation,
+    rather:str='judge it again' # What to do
+):
+    "Raise `ValueError` if the learner was trained or calibrated after it was judged"
+    if _learner_state(self.learn)==self._state: return
+    raise ValueError(f"the network was trained or calibrated after it was judged: {rather}")
+
+@patch
 def valid_preds(self:CalibrationInterpretation,
     used:bool=False # Also those that have calibrated the network? A threshold may be chosen on them, no scaling fitted
 )->tuple|None: # Probabilities (N,K), true classes (N,); None without any
@@ -277,9 +285,7 @@ def valid_preds(self:CalibrationInterpretation,
     if self.learn is None: return getattr(self, '_valid', None)  # of `per_patient`
     if len(self.learn.dls.loaders)<2 or self.learn.dls.valid.dataset is self.dl.dataset: return
     if not len(self.learn.dls.valid.dataset): return  # of a loaded learner
-    if _learner_state(self.learn)!=self._state:
-        raise ValueError("the network was trained or calibrated after it was judged: "
-                         "give valid_preds and valid_targs of the network that was")
+    self.check_state("give valid_preds and valid_targs of the network that was")
     if not hasattr(self, '_valid'): self._valid = predict_alone(self.learn, dl=self.learn.dls.valid, act=self.act)
     return check_judged(*self._valid)
 
@@ -309,7 +315,7 @@ def _patients(self:CalibrationInterpretation, groups=None):
     if groups is None and self.items is not None and 'patient' in self.items: groups = 'patient'
     if groups is None and self.items is not None and (found := patient_columns(self.items)):
         warnings.warn(f"images are taken as independent. If the column {found[0]!r} names patients, judge by patient: "
-                      f"groups={found[0]!r}; if not, groups=False")
+                      f"groups={found[0]!r} of the table or report, or call it patient; if not, groups=False")
     if groups is None or groups is False: return None
     return patient_codes(self._column(groups), len(self.preds))
 

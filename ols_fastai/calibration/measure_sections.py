@@ -308,7 +308,8 @@ def _measures(R):
     return [*notes, table(text.loc[_lead_first(text.index)], caption, 'measure'),
         paragraph('Calibration errors can not be below 0 and grow with noise: even a calibrated network has one '
                   'above 0, and their intervals are too high near 0. The debiased CE and confidence minus accuracy '
-                  'suffer least. The class-wise ECE and the parts of the Brier score have no interval, for resampling '
+                  'suffer least; where the interval of the first holds 0 and that of the second does not, the network '
+                  'is off. The class-wise ECE and the parts of the Brier score have no interval, for resampling '
                   'adds noise that they take for miscalibration.'),
         _by_shares(R), *attempt('tests of calibration', lambda: _test_table(R), R.missing),
         paragraph('Each test sees one kind of error and is blind to others. The first sees confidence that is too '

@@ -210,6 +210,7 @@ def _own_sets(R, k, o):
     "The sets that a learner gives, on average and of each class"
     if getattr(o.learn, 'sets', None) is None: return []
     o.learn.check_sets()
+    o.check_state()
     sets,known = o.learn.sets,(R.patients,item_ids(o.dl))
     t = pd.concat([sets.table(o.preds, o.targs, by, *known) for by in (None,[o.vocab[i] for i in o.targs.tolist()])])
     share = [f'{percent_text(r.coverage)} ({percent_text(r.low)} to {percent_text(r.high)})' for r in t.itertuples()]

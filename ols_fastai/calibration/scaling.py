@@ -428,6 +428,7 @@ def adapt_learner(
 
     Raises `ValueError` for a learner without a temperature, and for shares that are not K numbers above 0"""
     _check_logits(learn, findings=False)
+    check_names(learn)
     model = get_model(learn.model)
     if not isinstance(model, CalibratedModel) or model.kind not in ('temperature',_adapted):
         raise ValueError("shares are put behind a temperature: calibrate(learn) first")
