@@ -696,6 +696,25 @@ def test_mistakes_and_reliability_are_shown_with_the_temperature_too(tmp_path):
     page = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
     assert 'with temperature' not in page and 'Reliability diagram with one temperature' not in page
 
+def test_thresholds_say_how_many_patients_are_found_and_alarmed(tmp_path):
+    "By any of their images; a patient may have one of each class, and then counts as one who has it"
+    r = dict(run(3., K=3), vocab=list('abc'))
+    patient = np.random.default_rng(0).permutation(np.arange(600)//3)
+    r['items'] = pd.DataFrame(dict(patient=patient))
+    T = fit_temperature(r['valid_preds'], r['valid_targs'])
+    p,valid = (apply_temperature(r[o], T) for o in ('preds','valid_preds'))
+    t = threshold_table(p, r['targs'], (valid,r['valid_targs']), wanted=(.9,)).threshold
+    text = calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+    shown = cells(text, f'net, with one temperature ({T:.2f}): the highest threshold')
+    for i,k in enumerate('abc'):
+        who = pd.DataFrame(dict(above=(p[:,i]>=t[i,.9]).numpy(), there=(r['targs']==i).numpy())).groupby(patient).any()
+        row = shown.loc[f'{k}, 90 %']
+        assert row['patients found']==f'{(who.above&who.there).sum()} of {who.there.sum()}'
+        assert row['and alarmed']==f'{(who.above&~who.there).sum()} of {(~who.there).sum()}'
+    assert 'patients are found, or alarmed, by any of their images' in plain(text)
+    del r['items']
+    assert 'and alarmed' not in calibration_report({'net': r}, tmp_path/'a.html', n=5).read_text()
+
 def three_sites(n=600, sure=3., seed=0):
     "A network that is surer at one site than at the others, and its validation images"
     g = torch.Generator().manual_seed(seed)

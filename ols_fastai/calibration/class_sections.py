@@ -20,6 +20,7 @@ from .interpretation import *
 from .groups import *
 from .plots import *
 from .one_class import *
+from .one_class import _by_class
 from .sections import *
 
 # %% ../../nbs/70_calibration.class_sections.ipynb #d9387bc6
@@ -161,7 +162,8 @@ def _chosen_on(o, valid):
     "Which images the thresholds of a network were chosen on, in words"
     if valid is None: return 'these images, so that the sensitivity looks better than it is'
     too = ', which have calibrated it too' if is_calibrated(o) else ''
-    return f'the validation images{too}; * finds less here, beyond the chance of both sets of images'
+    return (f'the validation images{too}; * finds less here, beyond the chance of both sets of images, and no star '
+            'does not say that the share was reached')
 
 def _short_share(row, name):
     "In whole per cent, as many stand side by side"
@@ -176,20 +178,27 @@ def _scaled_threshold(R, k, t):
     return float(torch.tensor(t, dtype=torch.float64).logit().div(scaled.T).sigmoid())
 
 def _rounded_down(t):
-    "Three digits, none of them up: a threshold above the one that was chosen would find less"
-    if not 0<t<1: return f'{t:.3g}'
-    power = 10**(2-math.floor(math.log10(t)))
-    return f'{math.floor(t*power+1e-9)/power:.3g}'
+    "Four digits, none of them up: a threshold above the one that was chosen would find less"
+    if not 0<t<1: return f'{t:.4g}'
+    power = 10**(3-math.floor(math.log10(t)))
+    return f'{math.floor(t*power+1e-9)/power:.4g}'
 
-def _threshold_row(R, k, row):
-    "A row of `threshold_table` as text"
+def _by_patient(R, p, y, t):
+    "Patients with the class of whom an image is above a threshold, and patients without it"
+    if R.patients is None or R.what==R.unit: return {}
+    there,above = (np.bincount(R.patients, o)>0 for o in (y==1,p>=t))
+    return {f'{R.unit} found': f'{(there&above).sum():,} of {there.sum():,}',
+            'and alarmed': f'{(~there&above).sum():,} of {(~there).sum():,}'}
+
+def _threshold_row(R, k, row, p=None, y=None):
+    "A row of `threshold_table` as text; `p` and `y`: probability and truth of each image"
     after = _scaled_threshold(R, k, row.threshold)
     more = {} if after is None else {'the same after T': _rounded_down(after)}
     star = '\xa0*' if row.p<.025 else ''
     return {'chosen on': f"{row['chosen on']:,.0f}", 'from probability': _rounded_down(row.threshold), **more,
             'sensitivity %': _short_share(row, 'sensitivity')+star,
             **{f'{o} %': _short_share(row, o) for o in ('specificity','PPV','NPV')},
-            'false alarms': f"{row['false alarms']:,.0f}"}
+            'false alarms': f"{row['false alarms']:,.0f}", **({} if p is None else _by_patient(R, p, y, row.threshold))}
 
 def _to_choose(R, k, o):
     """How a network is judged by thresholds, its probabilities, and those of the validation images. Of three classes
@@ -205,11 +214,16 @@ def _threshold_rows(R, k, o, wanted, kind):
     t = threshold_table(preds, o.targs, valid, o.vocab, wanted, R.patients)
     if t.empty: return None,t
     t = t[~t.threshold.groupby(level=0).transform(pd.Series.duplicated)]  # of few images 99 % is 95 %
-    rows = {f'{name}, {percent_text(share, 0)}': _threshold_row(R, k, row) for (name,share),row in t.iterrows()}
+    p,y = _by_class(preds, o.targs)
+    rows,at = {},{name: i for i,name in enumerate(o.vocab)}
+    for (name,share),row in t.iterrows():
+        of = at[name]
+        rows[f'{name}, {percent_text(share, 0)}'] = _threshold_row(R, k, row, p[:,of], y[:,of])
     few = [name for name in o.vocab if name not in t.index.get_level_values(0)]
     rest = f'; {some_names(few, 6)}: fewer than 10 images to choose on' if few else ''
     caption = (f'{k}, {how}: the highest threshold that finds the share of a {kind}, chosen on so many '
                f'{R.what} with it of {_chosen_on(o, valid)}{rest}')
+    if 'and alarmed' in first(rows.values()): caption += f'; {R.unit} are found, or alarmed, by any of their {R.what}'
     df = pd.DataFrame.from_dict(rows, orient='index')
     return table(df, caption, f'{kind}, share to find', sortable=len(rows)>8),t
 
