@@ -775,6 +775,16 @@ def test_a_network_without_validation_images_is_named_where_it_is_left_out(tmp_p
     assert page.count('Not of b: no validation images are at hand that have not calibrated it.')==2
     assert 'Not of' not in plain(calibration_report({'a': r, 'b': r}, tmp_path/'a.html', n=5).read_text())
 
+def test_of_few_sure_predictions_nothing_is_said_but_their_number(tmp_path):
+    "Eight are right in two: of so few, or of nine patients, it is not said that they promise too much"
+    def said(n, **kwargs):
+        p = torch.cat([torch.tensor([[.95,.05]]*n), torch.tensor([[.6,.4]]*30)])
+        y = torch.tensor([0]*(n//4)+[1]*(n-n//4)+[0]*30)
+        return plain(calibration_report({'net': dict(preds=p, targs=y, **kwargs)}, tmp_path/'r.html', n=5).read_text())
+    assert 'are right, of too few images to say more.' in said(8) and 'fewer than they promise' in said(16)
+    who = pd.DataFrame(dict(patient=np.r_[np.arange(16)//2, 100+np.arange(30)]))
+    assert 'are right, of too few patients to say more.' in said(16, items=who)
+
 def test_sets_of_one_class_are_counted_and_how_many_of_them_are_right(tmp_path):
     r = dict(run(3., K=3), vocab=list('abc'))
     sets = ConformalSets(r['valid_preds'], r['valid_targs'], .1)(r['preds'])

@@ -58,8 +58,9 @@ def _of_the_sure(R, s, level=.9):
     if not n: return f'No prediction has a confidence of {least} or more.'
     part = percent_text(n/len(of), 0)
     _,low,high = proportion_interval(s.correct[of], None if R.patients is None else R.patients[of])
-    mean = s.confidence[of].mean()
+    mean,units = s.confidence[of].mean(),n if R.patients is None else len(set(R.patients[of]))
     off = ', fewer than they promise' if high<mean else ', more than they promise' if low>mean else ''
+    if units<10: off = f', of too few {R.unit} to say more'
     return (f'Of the {n:,} predictions ({part} of all) with a confidence of {least} or more, on average '
             f'{percent_text(mean)}, '
             f'{share_text(R, s.correct, of)} are right{off}.')
