@@ -84,7 +84,7 @@ def path(tmp_path_factory): return all_there(tmp_path_factory.mktemp('report')/'
 def test_it_opens_in_chromium(path, tmp_path, width):
     found,console = looked_at(path, tmp_path, width)
     assert found['width']==width and not console and not found['errors'] and not found['loaded'], (found,console)
-    assert found['n_images']==len(re.findall('<img ', path.read_text()))==10 and not found['broken'] and not found['squeezed'], found
+    assert found['n_images']==len(re.findall('<img ', path.read_text()))==11 and not found['broken'] and not found['squeezed'], found
     assert found['n_links']>20 and not found['dead'], found
     assert found['page']<=width and not found['wide'], found                 # nothing sticks out, but in boxes that scroll
     assert found['title']=='<b>Title</b>' and not found['injected'] and not found['small'], found
@@ -156,7 +156,7 @@ def test_numbers_are_those_of_the_measures(path):
     assert settings.loc['scale'].tolist()==['2','0.6'] and settings.loc['seed'].tolist()==['7','7'] and settings.loc['lists.train'].tolist()==['a<b>.csv']*2
     assert cells(text, 'Versions').loc['torch'].tolist()==['0.0',version('torch')]
     by = cells(text, '<i>hard</i>, by site'); assert by['patients'].tolist()==['200','200'] and by['images'].astype(int).sum()==600 and set(by.index)=={'<i>A</i>','B'}
-    wrong = cells(text, '<i>hard</i>: the 8 mistakes')
+    wrong = cells(text, '<i>hard</i>, as trained: the 8 mistakes')
     row = int(wrong.index[0]); p = a['preds'][row]
     assert wrong.iloc[0]['file']==f'im<{row}>.png' and wrong.iloc[0]['predicted class']==nasty[p.argmax()] and wrong.iloc[0]['true class']==nasty[a['targs'][row]]
 
