@@ -616,6 +616,8 @@ def test_a_loaded_network_tells_other_shares_and_is_believed_once_adapted(tmp_pa
     assert 'No class is more or less frequent here than in the shares that net was adapted to, beyond chance.' in data()
     adapt_learner(served, {'a': 8, 'b': 48})
     assert '2 of 2 classes are more or less frequent here than in the shares that net was adapted to' in data()
+    there = there.iloc[:20]
+    assert '20 images are too few to tell whether classes are more or less frequent here than in the shares' in data()
 
 def test_an_export_that_fails_leaves_the_file_of_before(tmp_path, monkeypatch):
     learn = folder_learner(split_by_group(folder_of(tmp_path/'here', 0), 'filename', valid=.4, test=.2), tmp_path)

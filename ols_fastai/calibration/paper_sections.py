@@ -75,10 +75,13 @@ def _prevalence(R):
     "A notice for the first network of which the training's class counts are known"
     k = first(R.runs, lambda k: R.known.get(k, {}).get('trained') is not None)
     if k is None or R.multi_label: return []
-    if len(R.first.preds if R.patients is None else set(R.patients))<30: return []  # too few to tell shares by
-    rows,there = _other_shares(R, R.known[k]['trained']),f'in the training of {k}'
     adapted = R.known[k].get('settings', {}).get('calibrated', '').startswith(_adapted)
-    if adapted: there = f'in the shares that {k} was adapted to'
+    there = f'in the shares that {k} was adapted to' if adapted else f'in the training of {k}'
+    n = len(R.first.preds if R.patients is None else set(R.patients))
+    if n<30:
+        return [paragraph(f'{n} {R.unit} are too few to tell whether classes are more or less frequent here than '
+                          f'{there}.')]
+    rows = _other_shares(R, R.known[k]['trained'])
     if not rows:
         return [paragraph(f'No class is more or less frequent here than {there}, beyond chance.')]
     worst = sorted(rows.items(), key=lambda o: -abs(o[1][0]-o[1][1]))[:5]
