@@ -311,7 +311,7 @@ def _network_name(learn, model):
 def _part_name(f):
     "A part of a transform that fastai has merged, with its numbers"
     name = getattr(getattr(f, 'func', f), '__name__', type(f).__name__)
-    name = re.sub(r'^_|_mat$|Coord$|Logit$', '', re.sub('^_', '', name)).lower()
+    name = re.sub(r'^_|_mat$|Coord$|Logit$', '', name).lower()
     known = getattr(f, 'keywords', None) or vars(f)
     numbers = [f'{k} {v:g}' for k,v in known.items() if isinstance(v, (int,float)) and not isinstance(v, bool)]
     return f"{name} ({', '.join(numbers)})" if numbers else name
@@ -344,12 +344,17 @@ def describe_learner(
                 'epochs asked of the last fit': learn.n_epoch}
     return out | getattr(learn, 'last_fit', {})
 
+def _shares_of_training(learn):
+    "As the loaders know them, or the learner that `calibrate` told; or None"
+    shares = trained_shares(learn.dls)
+    if shares is None: shares = getattr(learn, 'trained_shares', None)
+    return shares
+
 def expected_shares(
     learn:Learner # Trained; loaded from a file it knows them if it was calibrated
 )->np.ndarray|None: # (K,) shares, or None where nobody knows
     "How frequent the classes are by the network's probabilities: as in its training, or as `adapt_learner` was told"
-    shares,model = trained_shares(learn.dls),get_model(learn.model)
-    if shares is None: shares = getattr(learn, 'trained_shares', None)
+    shares,model = _shares_of_training(learn),get_model(learn.model)
     if shares is None or not isinstance(model, CalibratedModel) or model.kind!=_adapted: return shares
     shares = np.asarray(shares)*model.bias.exp().cpu().double().numpy()
     return shares/shares.sum()

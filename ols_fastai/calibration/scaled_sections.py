@@ -76,7 +76,7 @@ def _left_out(R):
 
 def _scaled_diagram(R):
     "Reliability of the networks with a temperature each"
-    runs = {k: (scaled_of(R, k).judged.stats,None) for k in R.drawn if not _has_no_valid(R, k) and scaled_of(R, k)}
+    runs = {k: (scaled_of(R, k).judged.stats,None) for k in R.drawn if scaled_of(R, k)}
     if not runs: return
     said = '; '.join(f'{k} has an ECE of {ece(s, n_bins=R.n_bins):.3f}' for k,(s,_) in runs.items())
     return figure(lambda: plot_reliability(runs, R.n_bins, 'With one temperature each', groups=R.patients),

@@ -21,7 +21,7 @@ from ..train.models import Ensemble
 from .temperature import *
 from .temperature import _finding_kinds
 from .calibrated import *
-from .calibrated import _adapted, _bare, _check_vocab
+from .calibrated import _adapted, _bare, _check_vocab, _shares_of_training
 from .metrics import check_preds
 from .curves import check_findings
 
@@ -432,8 +432,7 @@ def adapt_learner(
     model = get_model(learn.model)
     if not isinstance(model, CalibratedModel) or model.kind not in ('temperature',_adapted):
         raise ValueError("shares are put behind a temperature: calibrate(learn) first")
-    if trained is None: trained = trained_shares(learn.dls)
-    if trained is None: trained = getattr(learn, 'trained_shares', None)
+    if trained is None: trained = _shares_of_training(learn)
     if trained is None: raise ValueError("this learner does not know the shares of its training: give them, trained=")
     target,trained = (_in_order(o, learn.dls) for o in (target,trained))
     K = len(trained)
